@@ -1,0 +1,189 @@
+"""The ledger's tables, and the engine they live in: SQLite in a file, or PostgreSQL.
+
+Nothing above this module knows which of the two it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+from webhook.errors import LedgerUnavailable, LedgerVersionError, SettingsError
+
+BUSY_TIMEOUT_S = 5.0
+"""How long a statement waits for another process's lock on the ledger."""
+POOL_MAX = 32
+MIGRATIONS = Path(__file__).parent / "migrations"
+UPGRADE_LOCK = 7_361_420
+"""Any number, as long as it stays the same: PostgreSQL's advisory lock around an upgrade."""
+
+METADATA = sa.MetaData()
+
+ENTRIES = sa.Table(
+    "entries",
+    METADATA,
+    sa.Column("rule", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("state", sa.Text),
+    sa.Column("lane", sa.Text),
+    # waiting: not before this moment; running: when the lease runs out; NULL: nothing is to be done
+    sa.Column("due_at", sa.Double),
+    # how many times the entry was asked for, and that number when it was last claimed
+    sa.Column("generation", sa.BigInteger),
+    sa.Column("claimed_generation", sa.BigInteger),
+    # counts claims; the number of a claim is its fencing token
+    sa.Column("claim_number", sa.BigInteger),
+    sa.Column("worker", sa.Text),
+    sa.Column("attempts", sa.Integer),
+    sa.Column("backoff_s", sa.Double),
+    # ids of the latest events accepted, each followed by a space
+    sa.Column("recent_events", sa.Text),
+    sa.Column("first_seen_at", sa.Double),
+    sa.Column("event_at", sa.Double),
+    sa.Column("outcome", sa.Text),
+    sa.Column("settled_at", sa.Double),
+    sa.Column("size", sa.BigInteger),
+    sa.Column("source_etag", sa.Text),
+    sa.Column("source_version", sa.Text),
+    sa.Column("target_etag", sa.Text),
+    sa.Column("cid", sa.Text),
+    # JSON list of what the target could not hold
+    sa.Column("lost", sa.Text),
+    sa.Column("error_code", sa.Text),
+    sa.Column("error", sa.Text),
+    # JSON note of an unfinished multipart upload
+    sa.Column("upload", sa.Text),
+    # JSON list of the latest attempts, oldest first
+    sa.Column("history", sa.Text),
+)
+
+QUARANTINE = sa.Table(
+    "quarantine",
+    METADATA,
+    sa.Column("record_id", sa.Text, primary_key=True),
+    sa.Column("reason", sa.Text),
+    sa.Column("raw", sa.Text),
+    sa.Column("times_seen", sa.BigInteger),
+    sa.Column("first_seen_at", sa.Double),
+    sa.Column("last_seen_at", sa.Double),
+)
+
+
+def connect(database_url: str) -> sa.Engine:
+    """An engine for a `DATABASE_URL`, its folder made, its tables there and of this version.
+
+    Call it after the fork: connections do not survive one.
+    Raises: SettingsError, LedgerUnavailable, LedgerVersionError.
+    """
+    url = parse_url(database_url)
+    with translated_errors():
+        engine = _sqlite(url) if url.get_backend_name() == "sqlite" else _postgresql(url)
+        _prepare(engine)
+    return engine
+
+
+def parse_url(database_url: str) -> sa.URL:
+    """Reads the URL as providers hand it out: `postgres://`, `postgresql://`, `sqlite:///`.
+
+    A Unix socket may be the host, percent-encoded, as libpq allows. Raises: SettingsError.
+    """
+    try:
+        url = sa.make_url(database_url)
+    except sa.exc.ArgumentError:
+        raise SettingsError(["DATABASE_URL is no database URL; like sqlite:///data/replicator.db"]) from None
+    backend = {"postgres": "postgresql"}.get(url.get_backend_name(), url.get_backend_name())
+    if backend == "sqlite" and url.database and url.database != ":memory:":
+        return url.set(drivername="sqlite")
+    if backend == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+        if (url.host or "").lower().startswith("%2f"):
+            return url.set(host=None).update_query_dict({"host": (url.host or "").replace("%2F", "/")})
+        return url
+    raise SettingsError(
+        ["DATABASE_URL must name an SQLite file (sqlite:///…) or PostgreSQL (postgresql://…)"]
+    )
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turns what a database driver raises into LedgerUnavailable, without values from the statement."""
+    try:
+        yield
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError, OSError) as error:
+        cause = getattr(error, "orig", None) or error
+        raise LedgerUnavailable(
+            f"the ledger cannot be used now: {type(cause).__name__}: {str(cause).splitlines()[0]}",
+            hint="Check that its disk has room, that no other program locks the file, "
+            "or that PostgreSQL runs and DATABASE_URL is right.",
+        ) from error
+
+
+def _sqlite(url: sa.URL) -> sa.Engine:
+    Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(
+        url,
+        connect_args={"timeout": BUSY_TIMEOUT_S},
+        pool_size=POOL_MAX,
+        pool_timeout=BUSY_TIMEOUT_S,
+        hide_parameters=True,
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # transactions begin where the listener below says
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # an answered event survives a power cut
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        # A write that begins as a read fails at once where it meets another writer, instead of waiting.
+        reads = connection.get_execution_options().get("only_reads")
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _postgresql(url: sa.URL) -> sa.Engine:
+    return sa.create_engine(
+        url,
+        connect_args={"connect_timeout": int(BUSY_TIMEOUT_S)},
+        pool_size=POOL_MAX,
+        pool_timeout=BUSY_TIMEOUT_S,
+        pool_pre_ping=True,
+        hide_parameters=True,
+    )
+
+
+def _prepare(engine: sa.Engine) -> None:
+    """Creates or upgrades the tables; processes that start together take turns."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    wanted = ScriptDirectory.from_config(config).get_current_head()
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPGRADE_LOCK)))
+        if _version(connection) == wanted:
+            return
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise LedgerVersionError(
+                f"the ledger has version {_version(connection)}, this program knows up to {wanted}",
+                hint="Start the newer release that wrote it, or name another ledger in DATABASE_URL.",
+            ) from error
+
+
+def _version(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()

@@ -1,0 +1,162 @@
+"""MinIO notification JSON → changes.
+
+Format: MinIO's bucket notifications, which follow the S3 event message structure: one object with a
+`Records` list; `Records[].s3.bucket.name` and `Records[].s3.object.key`, the key query-escaped ("+" is
+a space). MinIO puts one record in each POST; lists of any length are read.
+
+A change only says "look at this key": nothing in it is trusted to describe the object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from webhook.errors import BadRequest
+
+KEY_MAX_BYTES = 1024
+"""The longest key S3 allows, in UTF-8 (Amazon S3 User Guide, "Naming objects")."""
+BUCKET_MAX_CHARS = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One event, parsed."""
+
+    bucket: str
+    key: str
+    event_name: str
+    event_id: str
+    """Equal for two deliveries of one event, different for two events: 16 hex digits."""
+    event_at: float
+    """When the source says it happened, in seconds since 1970; 0.0 where it does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unusable:
+    """A record nobody can act on, to be kept for a person."""
+
+    record_id: str
+    """64 hex digits, equal for two deliveries of one record."""
+    reason: str
+    raw: str
+    """The record as JSON, ASCII only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notification:
+    """What one POST held."""
+
+    changes: tuple[Change, ...]
+    unusable: tuple[Unusable, ...]
+
+
+def parse(body: bytes) -> Notification:
+    """Every record of a notification, usable or not.
+
+    Raises: BadRequest when the body is not JSON or not an object.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadRequest("the body is not JSON", hint="Send MinIO's notification as it is.") from None
+    if not isinstance(document, dict):
+        raise BadRequest("the body is not a JSON object", hint="Send MinIO's notification as it is.")
+    records = document.get("Records")
+    if not isinstance(records, list) or not records:
+        return Notification(changes=(), unusable=(_unusable(document, "there is no list of Records"),))
+    parsed = [_parse_record(record) for record in records]
+    return Notification(
+        changes=tuple(each for each in parsed if isinstance(each, Change)),
+        unusable=tuple(each for each in parsed if isinstance(each, Unusable)),
+    )
+
+
+def _parse_record(record: object) -> Change | Unusable:
+    try:
+        return _to_change(record)
+    except _RecordError as reason:
+        return _unusable(record, str(reason))
+
+
+class _RecordError(Exception):
+    """Why a record cannot be used."""
+
+
+def _to_change(record: object) -> Change:
+    fields = _mapping(record, "the record")
+    s3 = _mapping(fields.get("s3"), "s3")
+    bucket = _mapping(s3.get("bucket"), "s3.bucket").get("name")
+    if not isinstance(bucket, str) or not 0 < len(bucket) <= BUCKET_MAX_CHARS or not _storable(bucket):
+        raise _RecordError("s3.bucket.name is missing or no bucket name")
+    name = fields.get("eventName")
+    return Change(
+        bucket=bucket,
+        key=_key(_mapping(s3.get("object"), "s3.object").get("key")),
+        event_name=name if isinstance(name, str) and _storable(name) else "",
+        event_id=_fingerprint(record)[:16],
+        event_at=_seconds(fields.get("eventTime")),
+    )
+
+
+def _mapping(value: object, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _RecordError(f"{name} is missing or not an object")
+    return value
+
+
+def _key(escaped: object) -> str:
+    if not isinstance(escaped, str) or not escaped:
+        raise _RecordError("s3.object.key is missing")
+    try:
+        key = unquote_to_bytes(escaped.replace("+", " ")).decode()
+    except UnicodeError:
+        raise _RecordError("s3.object.key is not UTF-8") from None
+    if problem := key_problem(key):
+        raise _RecordError(problem)
+    return key
+
+
+def key_problem(key: str) -> str | None:
+    """Why no ledger or store could hold this key; None where nothing speaks against it."""
+    if not key:
+        return "the key is empty"
+    if not _storable(key):
+        return "the key holds a NUL character or is not UTF-8"
+    if len(key.encode()) > KEY_MAX_BYTES:
+        return f"the key is longer than {KEY_MAX_BYTES} bytes"
+    return None
+
+
+def _storable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return "\0" not in text
+
+
+def _seconds(value: object) -> float:
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return 0.0
+    if moment is None:
+        return 0.0
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _unusable(record: object, reason: str) -> Unusable:
+    return Unusable(record_id=_fingerprint(record), reason=reason, raw=json.dumps(record))
+
+
+def _fingerprint(record: object) -> str:
+    """The whole record counts: MinIO gives each event a time and a request id, and delivers the same
+    record to every notification target.
+    """
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

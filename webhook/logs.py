@@ -1,0 +1,50 @@
+"""One line of log for each thing that happened, as text for people or JSON for programs.
+
+Values are data: control characters in keys come out escaped, and no caller passes a secret.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import sys
+from typing import Any
+
+import structlog
+
+_SHARED: list[Any] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.ExtraAdder(),
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.format_exc_info,
+]
+
+
+def configure(log_format: str) -> None:
+    """Sends this process's log lines, its libraries' too, to standard error. Safe to repeat."""
+    if log_format == "json":
+        renderer: Any = structlog.processors.JSONRenderer()
+    else:
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), repr_native_str=True, pad_event_to=0, pad_level=False
+        )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        foreign_pre_chain=_SHARED,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    for noisy in ("botocore", "boto3", "urllib3", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # a retried connection is urllib3's warning and this service's own line: one is enough
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    structlog.configure(
+        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )

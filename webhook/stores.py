@@ -1,0 +1,443 @@
+"""The two stores: reads from the source through minio, writes to the target through boto3.
+
+The only place that sees an SDK's exceptions; out of here come those of `webhook.errors`, told apart by
+type, status and the store's error code. Both classes are thread-safe, hold open connections (create them
+after the fork), and make no attempt of their own to repeat what failed, save one for a kept-alive
+connection that turned out closed.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Self
+from urllib.parse import urlencode, urlsplit
+
+import boto3
+import certifi
+import minio
+import urllib3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    ParamValidationError,
+)
+from minio.error import InvalidResponseError, S3Error, ServerError
+
+from webhook.errors import (
+    IntegrityError,
+    NoSuchKey,
+    Place,
+    SourceChanged,
+    StoreDenied,
+    StoreError,
+    StoreFailed,
+    StoreRefused,
+    StoreUnavailable,
+)
+from webhook.layout import Part
+from webhook.objects import STAMP, ObjectInfo, Properties, info_from_headers
+from webhook.settings import StoreSettings
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 60.0
+"""Silence on a connection, not the length of a transfer."""
+CHUNK_BYTES = 1024 * 1024
+
+
+class Reading:
+    """An open response of the source: `info` from its headers, the body still to be read. Close it."""
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, bucket: str, key: str) -> None:
+        self._response = response
+        self._bucket = bucket
+        self._key = key
+        self.info = info_from_headers(response.headers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self, size: int) -> bytearray:
+        """The whole body, which must be `size` bytes long; takes no more memory than that and a chunk.
+
+        Raises: IntegrityError where it has another length, StoreFailed where it breaks off.
+        """
+        body = bytearray(size)
+        filled = 0
+        with _minio_errors("GetObject", self._bucket, self._key):
+            for chunk in self._response.stream(CHUNK_BYTES, decode_content=False):
+                if filled + len(chunk) > size:
+                    filled += len(chunk)
+                    break
+                body[filled : filled + len(chunk)] = chunk
+                filled += len(chunk)
+        if filled != size:
+            raise IntegrityError(
+                f"source GetObject {self._bucket}/{self._key!r}: {size} bytes announced, {filled} received"
+            )
+        self._response.release_conn()
+        return body
+
+    def close(self) -> None:
+        """Gives the connection back if the body was read, else drops it."""
+        self._response.close()
+
+
+class Source:
+    """The store that objects are read from."""
+
+    def __init__(self, settings: StoreSettings, *, connections_max: int) -> None:
+        endpoint = urlsplit(settings.endpoint_url)
+        self._client = minio.Minio(
+            endpoint=endpoint.netloc,
+            access_key=settings.access_key,
+            secret_key=settings.secret_key,
+            region=settings.region,
+            secure=endpoint.scheme == "https",
+            http_client=urllib3.PoolManager(
+                maxsize=connections_max,
+                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
+                retries=urllib3.Retry(total=1, connect=0, read=1, redirect=0, status=0, other=0),
+                cert_reqs="CERT_REQUIRED",
+                ca_certs=certifi.where(),
+            ),
+        )
+
+    def head(self, bucket: str, key: str) -> ObjectInfo:
+        """The object's headers. Raises: NoSuchKey (also where the bucket is missing), StoreError."""
+        with _minio_errors("HeadObject", bucket, key):
+            found = self._client.stat_object(bucket_name=bucket, object_name=key)
+        return info_from_headers(found.metadata or {})
+
+    def open(self, bucket: str, key: str) -> Reading:
+        """Starts reading the whole object. Raises: NoSuchKey, StoreError."""
+        with _minio_errors("GetObject", bucket, key):
+            return Reading(self._client.get_object(bucket_name=bucket, object_name=key), bucket, key)
+
+    def read_part(self, bucket: str, key: str, part: Part, *, etag: str) -> bytearray:
+        """The bytes of one part, of the version that has this ETag and no other.
+
+        Raises: SourceChanged where the object is another by now, StoreError, IntegrityError.
+        """
+        with _minio_errors("GetObject", bucket, key):
+            response = self._client.get_object(
+                bucket_name=bucket,
+                object_name=key,
+                offset=part.offset,
+                length=part.size,
+                request_headers={"If-Match": f'"{etag}"'},
+            )
+        with Reading(response, bucket, key) as reading:
+            if reading.info.etag != etag:
+                raise SourceChanged(
+                    "the object was replaced",
+                    Place(side="source", operation="GetObject", bucket=bucket, key=key),
+                )
+            return reading.read(part.size)
+
+    def tags(self, bucket: str, key: str) -> dict[str, str]:
+        """The object's tags. Raises: NoSuchKey, StoreError."""
+        with _minio_errors("GetObjectTagging", bucket, key):
+            return dict(self._client.get_object_tags(bucket_name=bucket, object_name=key) or {})
+
+    def check(self, bucket: str) -> None:
+        """Raises StoreError unless the bucket is there and may be asked."""
+        with _minio_errors("HeadBucket", bucket, ""):
+            if self._client.bucket_exists(bucket_name=bucket):
+                return
+        raise StoreDenied(
+            "the bucket does not exist",
+            Place(side="source", operation="HeadBucket", bucket=bucket),
+            hint="Create the bucket, or correct MINIO_BUCKET.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What the target says of an object or part it took."""
+
+    etag: str
+    """Without quotes."""
+    is_opaque: bool
+    """Whether the ETag says nothing about the content (encryption with a managed key)."""
+    cid: str = ""
+
+
+class Target:
+    """The store that objects are written to."""
+
+    def __init__(self, settings: StoreSettings, *, connections_max: int) -> None:
+        is_aws = (urlsplit(settings.endpoint_url).hostname or "").endswith(".amazonaws.com")
+        checksums = "when_supported" if is_aws else "when_required"
+        self._takes_tags = True
+        self._client = boto3.session.Session().client(
+            "s3",
+            endpoint_url=settings.endpoint_url,
+            aws_access_key_id=settings.access_key,
+            aws_secret_access_key=settings.secret_key,
+            region_name=settings.region,
+            config=Config(
+                signature_version="s3v4",
+                connect_timeout=CONNECT_TIMEOUT_S,
+                read_timeout=READ_TIMEOUT_S,
+                max_pool_connections=connections_max,
+                retries={"total_max_attempts": 2, "mode": "standard"},
+                # Content-MD5 goes with every body; trailers and their framing confuse many other stores.
+                request_checksum_calculation=checksums,
+                response_checksum_validation=checksums,
+                s3={"addressing_style": "auto" if is_aws else "path", "payload_signing_enabled": False},
+            ),
+        )
+
+    def head(self, bucket: str, key: str) -> ObjectInfo | None:
+        """The object's headers, or None where there is none. Raises: StoreError."""
+        try:
+            with _boto_errors("HeadObject", bucket, key):
+                found = self._client.head_object(Bucket=bucket, Key=key)
+        except NoSuchKey:
+            return None
+        return info_from_headers(found["ResponseMetadata"]["HTTPHeaders"])
+
+    def tags(self, bucket: str, key: str) -> dict[str, str]:
+        """The object's tags; none where the store has no tagging. Raises: StoreError."""
+        with _boto_errors("GetObjectTagging", bucket, key):
+            found = self._client.get_object_tagging(Bucket=bucket, Key=key)
+        return {tag["Key"]: tag["Value"] for tag in found["TagSet"]}
+
+    def put(
+        self, bucket: str, key: str, body: bytearray, md5: bytes, attributes: Attributes
+    ) -> tuple[Written, tuple[str, ...]]:
+        """Writes a whole object; gives what the target says of it, and what it could not hold.
+
+        `md5` is the body's digest, which the store checks too. Safe to repeat. Raises: StoreError.
+        """
+        given, lost = self._fields(attributes)
+        with _boto_errors("PutObject", bucket, key):
+            done = self._client.put_object(
+                Bucket=bucket, Key=key, Body=body, ContentMD5=_base64(md5), **given
+            )
+        return _written(done), lost
+
+    def create_upload(self, bucket: str, key: str, attributes: Attributes) -> tuple[str, tuple[str, ...]]:
+        """Begins an upload in parts; gives its id, and what the target could not hold. Raises: StoreError."""
+        given, lost = self._fields(attributes)
+        with _boto_errors("CreateMultipartUpload", bucket, key):
+            done = self._client.create_multipart_upload(Bucket=bucket, Key=key, **given)
+        return done["UploadId"], lost
+
+    def put_part(
+        self, bucket: str, key: str, upload_id: str, number: int, body: bytearray, md5: bytes
+    ) -> Written:
+        """Writes one part. Safe to repeat. Raises: StoreError."""
+        with _boto_errors("UploadPart", bucket, key):
+            done = self._client.upload_part(
+                Bucket=bucket,
+                Key=key,
+                UploadId=upload_id,
+                PartNumber=number,
+                Body=body,
+                ContentMD5=_base64(md5),
+            )
+        return _written(done)
+
+    def complete_upload(self, bucket: str, key: str, upload_id: str, etags: Sequence[str]) -> Written:
+        """Makes the object of its parts, whose ETags are given in order. Raises: StoreError."""
+        listed = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in enumerate(etags, start=1)]
+        with _boto_errors("CompleteMultipartUpload", bucket, key):
+            done = self._client.complete_multipart_upload(
+                Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": listed}
+            )
+        return _written(done)
+
+    def abort_upload(self, bucket: str, key: str, upload_id: str) -> None:
+        """Discards an unfinished upload; one that is gone already is fine. Raises: StoreError."""
+        try:
+            with _boto_errors("AbortMultipartUpload", bucket, key):
+                self._client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
+        except StoreError as error:
+            if error.store_code != "NoSuchUpload" and error.status != 404:
+                raise
+
+    def check(self, bucket: str) -> None:
+        """Raises StoreError unless the bucket is there and may be asked."""
+        try:
+            with _boto_errors("HeadBucket", bucket, ""):
+                self._client.head_bucket(Bucket=bucket)
+        except NoSuchKey as error:
+            raise StoreDenied(
+                "the bucket does not exist",
+                Place(side="target", operation="HeadBucket", bucket=bucket),
+                status=error.status,
+                hint="Create the bucket, or correct FILEBASE_BUCKET.",
+            ) from None
+
+    def _fields(self, attributes: Attributes) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """boto3's arguments for the attributes, and the names of those that cannot be written."""
+        properties = attributes.properties
+        metadata = dict(properties.metadata)
+        if attributes.stamp:
+            metadata[STAMP] = attributes.stamp
+        given: dict[str, Any] = {
+            "ContentType": properties.content_type,
+            "ContentEncoding": properties.content_encoding,
+            "ContentDisposition": properties.content_disposition,
+            "ContentLanguage": properties.content_language,
+            "CacheControl": properties.cache_control,
+            "Metadata": metadata,
+            "Tagging": urlencode(attributes.tags),
+        }
+        lost = []
+        if properties.expires:
+            try:
+                given["Expires"] = parsedate_to_datetime(properties.expires)
+            except ValueError:
+                lost.append("expires")
+        return {name: value for name, value in given.items() if value}, tuple(lost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attributes:
+    """What an object at the target gets besides its bytes."""
+
+    properties: Properties
+    tags: Mapping[str, str]
+    stamp: str = ""
+    """The source's ETag, where the target's cannot equal it."""
+
+
+def _written(done: Mapping[str, Any]) -> Written:
+    headers = done["ResponseMetadata"]["HTTPHeaders"]
+    encryption = headers.get("x-amz-server-side-encryption", "")
+    return Written(
+        etag=done.get("ETag", "").strip('"'),
+        is_opaque=encryption.startswith("aws:kms")
+        or "x-amz-server-side-encryption-customer-algorithm" in headers,
+        cid=headers.get("x-amz-meta-cid", ""),
+    )
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
+
+
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────────
+
+_COME_BACK = {
+    *("SlowDown", "SlowDownRead", "SlowDownWrite", "ServiceUnavailable", "RequestTimeout", "TooManyRequests"),
+    *("ServerNotInitialized", "XMinioServerNotInitialized", "Throttling", "ThrottlingException"),
+}
+_MENDABLE = {
+    *("AccessDenied", "AccountProblem", "AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId"),
+    *("InvalidToken", "NoSuchBucket", "NotSignedUp", "PermanentRedirect", "AuthorizationHeaderMalformed"),
+    *("RequestTimeTooSkewed", "SignatureDoesNotMatch"),
+}
+_PASSING = {
+    *("BadDigest", "IncompleteBody", "InternalError", "InvalidPart", "NoSuchUpload", "OperationAborted"),
+    *("ConditionalRequestConflict", "XAmzContentSHA256Mismatch"),
+}
+_ABSENT = {"NoSuchKey", "404", "NoSuchObject", "NoSuchVersion"}
+
+_HINTS = {
+    "NoSuchBucket": "Create the bucket, or correct its name in the settings.",
+    "InvalidAccessKeyId": "Correct the access key in the settings.",
+    "SignatureDoesNotMatch": "Correct the secret key in the settings.",
+    "AccessDenied": "Give the access key the permission this operation needs.",
+    "RequestTimeTooSkewed": "Set this machine's clock.",
+}
+_DENIED_HINT = "Check the keys, their permissions, the region and the bucket's name in the settings."
+_SILENT_HINT = "Check that the store runs and that its endpoint in the settings is right."
+
+
+def _error_class(code: str, status: int, *, side: str) -> type[StoreError]:
+    """Which error an answer of a store means."""
+    if code in _COME_BACK or status in (429, 503):
+        return StoreUnavailable
+    if code in _MENDABLE or status in (401, 403, 301, 307):
+        return StoreDenied
+    if code in _ABSENT:
+        return NoSuchKey
+    if status == 412 and side == "source":
+        return SourceChanged
+    if code in _PASSING or status >= 500:
+        return StoreFailed
+    return StoreRefused
+
+
+def _answered(code: str, status: int, text: str, place: Place, *, headers: Mapping[str, str]) -> StoreError:
+    kind = _error_class(code, status, side=place.side)
+    hint = _HINTS.get(code, _DENIED_HINT if kind is StoreDenied else "")
+    return kind(
+        f"answered {status} {code}" + (f": {text}" if text else ""),
+        place,
+        store_code=code,
+        status=status,
+        retry_after_s=_retry_after(headers),
+        hint=hint,
+    )
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Retry-After in seconds; its other form, a date, is not used by S3 stores (RFC 9110, 10.2.3)."""
+    value = headers.get("retry-after") or headers.get("Retry-After") or ""
+    return float(value) if value.isdigit() else None
+
+
+@contextmanager
+def _minio_errors(operation: str, bucket: str, key: str) -> Iterator[None]:
+    place = Place(side="source", operation=operation, bucket=bucket, key=key)
+    try:
+        yield
+    except S3Error as error:
+        answer = error.response
+        raise _answered(
+            error.code or "", answer.status, error.message or "", place, headers=answer.headers
+        ) from error
+    except ServerError as error:
+        raise _answered("", error.status_code, "", place, headers={}) from error
+    except InvalidResponseError as error:
+        raise StoreFailed("gave an answer that is not S3's", place, hint=_SILENT_HINT) from error
+    except (urllib3.exceptions.IncompleteRead, urllib3.exceptions.ProtocolError) as error:
+        raise StoreFailed("broke off its answer", place) from error
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise StoreUnavailable(f"no answer ({_kind(error)})", place, hint=_SILENT_HINT) from error
+    except ValueError as error:
+        raise StoreRefused(f"cannot be asked for: {error}", place) from error
+
+
+@contextmanager
+def _boto_errors(operation: str, bucket: str, key: str) -> Iterator[None]:
+    place = Place(side="target", operation=operation, bucket=bucket, key=key)
+    try:
+        yield
+    except ClientError as error:
+        told, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
+        raise _answered(
+            told.get("Code", ""),
+            meta.get("HTTPStatusCode", 0),
+            told.get("Message", ""),
+            place,
+            headers=meta.get("HTTPHeaders", {}),
+        ) from error
+    except ParamValidationError as error:
+        raise StoreRefused(f"cannot be sent: {error}", place) from error
+    except NoCredentialsError as error:
+        raise StoreDenied("no credentials", place, hint=_DENIED_HINT) from error
+    except (HTTPClientError, OSError) as error:
+        raise StoreUnavailable(f"no answer ({_kind(error)})", place, hint=_SILENT_HINT) from error
+    except BotoCoreError as error:
+        raise StoreFailed(f"{_kind(error)}: {error}", place) from error
+
+
+def _kind(error: BaseException) -> str:
+    """The innermost reason's class, which names no secret: MaxRetryError → NewConnectionError."""
+    reason = getattr(error, "reason", None)
+    return type(reason if isinstance(reason, Exception) else error).__name__

@@ -1,0 +1,534 @@
+"""Claims entries, copies them, settles them; drains on SIGTERM.
+
+One `Worker` for each process. Its threads and what passes between them:
+
+    claimer ──claims──▶ copiers (WORKER_THREADS of them) ──endings──▶ finisher
+       ▲                    ▲ may still write?                           │
+       │                  keeper (prolongs leases)                       │
+       └──────────────────── there is room again ────────────────────────┘
+
+`python -m webhook.worker` runs one without the web side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from webhook import logs, retry, rules, settings
+from webhook.copier import Copier, Known, Outcome
+from webhook.database import BUSY_TIMEOUT_S
+from webhook.errors import LeaseLost, LedgerUnavailable, ReplicatorError, StoreError
+from webhook.ledger import Buried, Claim, Ending, Ledger, Released, Request, Retried, Settled
+from webhook.rules import Rule
+from webhook.settings import Settings, WorkerSettings
+from webhook.stores import Source, Target
+
+POLL_S = 0.05
+"""How soon an idle worker notices what another process accepted."""
+CLAIM_MAX = 64
+FINISH_MAX = 128
+PREFETCH_S = 0.05
+"""Claimed ahead: what the copiers get through in this time."""
+TROUBLE_DELAY_S = 0.5
+"""Between tries while the ledger cannot be used."""
+DEAD_CHECK_S = 5.0
+HALT_S = 3.0
+"""How long a copy whose drain time is over may take to notice."""
+
+log = structlog.get_logger("webhook.worker")
+
+
+class Lease:
+    """A claim's right to write, as seen by the copy that runs under it. Thread-safe."""
+
+    def __init__(self, claim: Claim, ledger: Ledger, *, taken_at: float, lease_s: float) -> None:
+        self._claim = claim
+        self._ledger = ledger
+        self._lease_s = lease_s
+        self._ends_at = taken_at + lease_s
+        self._is_over = False
+
+    def check(self) -> None:
+        """Raises LeaseLost unless the copy may still write."""
+        if self._is_over or time.monotonic() >= self._ends_at:
+            raise LeaseLost(f"the lease on {self._claim.key!r} is over")
+
+    def note_upload(self, note: str | None) -> None:
+        """Keeps a note of the upload under way with the entry."""
+        self._ledger.note_upload(self._claim, note)
+
+    def prolong(self, asked_at: float) -> None:
+        """The ledger prolonged the lease; `asked_at` is the monotonic time before it was asked to."""
+        self._ends_at = asked_at + self._lease_s
+
+    def end(self) -> None:
+        """No write may begin from now on."""
+        self._is_over = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A claim in the hands of this process."""
+
+    claim: Claim
+    lease: Lease
+
+
+class Worker:
+    """See the module's text. `start` once, `stop` once; `replicate_now` from any thread."""
+
+    def __init__(
+        self, rules_in_force: Sequence[Rule], ledger: Ledger, copier: Copier, options: WorkerSettings
+    ) -> None:
+        self._rules = {rule.name: rule for rule in rules_in_force}
+        self._ledger = ledger
+        self._copier = copier
+        self._options = options
+        self.name = own_name()
+        self._todo: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[Task, Ending | None] | None] = queue.SimpleQueue()
+        self._held: dict[tuple[str, str, int], Task] = {}
+        self._held_lock = threading.Lock()
+        self._idle_copiers = options.threads
+        self._finished = 0
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        ledger.on_put(self._wake.set)
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Starts the threads. Call it after the fork."""
+        log.info("worker starts", worker=self.name, threads=self._options.threads)
+        copiers = [(f"copier-{number}", self._copy_loop) for number in range(self._options.threads)]
+        for name, loop in [("finisher", self._finish_loop), *copiers, ("claimer", self._claim_loop)]:
+            thread = threading.Thread(target=loop, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        self.start_keeper()
+
+    def start_keeper(self) -> None:
+        """Prolongs leases of `replicate_now` where the process does not replicate otherwise."""
+        threading.Thread(target=self._keep_loop, name="keeper", daemon=True).start()
+
+    def stop_claiming(self) -> None:
+        """Takes nothing new from now on. Safe in a signal handler."""
+        self._stopping.set()
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Lets running copies finish for `drain_s`, hands the others back, settles, ends the threads.
+
+        What even then is in the middle of a request keeps its lease: somebody else may start on it only
+        when this process is surely gone.
+        """
+        self.stop_claiming()
+        if self._threads:
+            self._threads[-1].join(BUSY_TIMEOUT_S + 1)  # the claimer, so that nothing follows
+            self._hand_back_unstarted()
+            if not self._wait_until_nothing_held(self._options.drain_s):
+                with self._held_lock:
+                    for task in self._held.values():
+                        task.lease.end()
+                self._wait_until_nothing_held(HALT_S)
+            self._done.put(None)
+            self._threads[0].join(HALT_S)
+        log.info("worker stopped", worker=self.name, left_running=len(self._held))
+
+    def _hand_back_unstarted(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                task = self._todo.get_nowait()
+                if task:
+                    self._done.put((task, Released(claim=task.claim)))
+        for _ in range(self._options.threads):
+            self._todo.put(None)
+
+    def _wait_until_nothing_held(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while self._held and time.monotonic() < until:
+            time.sleep(0.02)
+        return not self._held
+
+    # ── the loops ────────────────────────────────────────────────────────────────────────────────────
+
+    def _claim_loop(self) -> None:
+        rate = _Rate()
+        while not self._stopping.is_set():
+            self._wake.clear()
+            rate.update(self._finished)
+            ahead = min(CLAIM_MAX, int(rate.per_s * PREFETCH_S))
+            limit = self._idle_copiers + ahead - self._todo.qsize()
+            if limit <= ahead // 2:
+                self._wake.wait(POLL_S)
+                continue
+            try:
+                taken = self._claim(min(limit, CLAIM_MAX))
+            except LedgerUnavailable as error:
+                log.warning("cannot claim", error=error.message)
+                self._stopping.wait(TROUBLE_DELAY_S)
+                continue
+            if not taken:
+                self._wake.wait(POLL_S)
+
+    def _claim(self, limit: int) -> int:
+        asked_at = time.monotonic()
+        claims = self._ledger.claim(limit, worker=self.name, lease_s=self._options.lease_s)
+        for claim in claims:
+            self._todo.put(self._hold(claim, asked_at))
+        return len(claims)
+
+    def _copy_loop(self) -> None:
+        while (task := self._todo.get()) is not None:
+            self._idle_copiers -= 1  # an estimate: the claimer asks for a little more or less
+            try:
+                self._done.put((task, self._work(task)))
+            finally:
+                self._idle_copiers += 1
+
+    def _finish_loop(self) -> None:
+        while (first := self._done.get()) is not None:
+            batch = [first]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < FINISH_MAX:
+                    following = self._done.get_nowait()
+                    if following is None:
+                        self._done.put(None)
+                        break
+                    batch.append(following)
+            self._finish([ending for _, ending in batch if ending])
+            for task, _ in batch:
+                self._let_go(task)
+            self._finished += len(batch)
+            self._wake.set()
+
+    def _finish(self, endings: Sequence[Ending]) -> None:
+        """Commits, for as long as it takes: the leases are kept meanwhile, and fence it if they are not."""
+        while endings:
+            try:
+                self._ledger.finish(endings)
+            except LedgerUnavailable as error:
+                log.warning("cannot settle", entries=len(endings), error=error.message)
+                time.sleep(TROUBLE_DELAY_S)
+            else:
+                for ending in endings:
+                    _log_ending(ending)
+                return
+
+    def _keep_loop(self) -> None:
+        pause_s = min(self._options.lease_s / 4, DEAD_CHECK_S)
+        while True:
+            try:
+                self._keep_leases()
+                self._ledger.release_of(is_dead)
+            except LedgerUnavailable as error:
+                log.warning("cannot prolong leases", error=error.message)
+            time.sleep(pause_s)
+
+    def _keep_leases(self) -> None:
+        with self._held_lock:
+            tasks = list(self._held.values())
+        if not tasks:
+            return
+        asked_at = time.monotonic()
+        gone = self._ledger.extend([task.claim for task in tasks], lease_s=self._options.lease_s)
+        lost = {_id(claim) for claim in gone}
+        for task in tasks:
+            if _id(task.claim) in lost:
+                task.lease.end()
+            else:
+                task.lease.prolong(asked_at)
+
+    # ── one entry ────────────────────────────────────────────────────────────────────────────────────
+
+    def replicate_now(self, rule: Rule, key: str, *, wait_s: float) -> Ending | None:
+        """Copies one key for a caller that waits, under the same claim as everybody else.
+
+        Where another worker has the entry, waits for it to end first. None: not done within `wait_s`.
+        Raises: LedgerUnavailable.
+        """
+        generation = self._ledger.put_now(Request(rule=rule.name, key=key))
+        until = time.monotonic() + wait_s
+        while time.monotonic() < until:
+            asked_at = time.monotonic()
+            claim = self._ledger.claim_one(rule.name, key, worker=self.name, lease_s=self._options.lease_s)
+            if claim:
+                return self._work_and_finish(self._hold(claim, asked_at))
+            time.sleep(POLL_S)
+            if ended := self._ledger.ending_of(rule.name, key, generation=generation):
+                return ended
+        return None
+
+    def _work_and_finish(self, task: Task) -> Ending | None:
+        try:
+            ending = self._work(task)
+            if ending:
+                self._finish([ending])
+            return ending
+        finally:
+            self._let_go(task)
+
+    def _hold(self, claim: Claim, asked_at: float) -> Task:
+        lease = Lease(claim, self._ledger, taken_at=asked_at, lease_s=self._options.lease_s)
+        task = Task(claim=claim, lease=lease)
+        with self._held_lock:
+            self._held[_id(claim)] = task
+        return task
+
+    def _let_go(self, task: Task) -> None:
+        with self._held_lock:
+            self._held.pop(_id(task.claim), None)
+
+    def _work(self, task: Task) -> Ending | None:
+        """Copies one claimed entry; None where the claim is somebody else's by now."""
+        claim = task.claim
+        try:
+            if claim.attempts > self._options.attempts_max:
+                return Buried(
+                    claim=claim,
+                    error_code="worker_lost",
+                    error=f"{claim.attempts - 1} workers died or hung on this entry",
+                )
+            outcome = self._copier.copy_object(
+                self._rule(claim), claim.key, permit=task.lease, known=_known(claim)
+            )
+        except LeaseLost:
+            # Ended by `stop`: hand it back. Lost to another worker: the ledger ignores this.
+            return Released(claim=claim)
+        except Exception as error:  # noqa: BLE001 - whatever a copy meets is the entry's, not the thread's
+            return self._after(claim, error)
+        return _settled(claim, outcome)
+
+    def _rule(self, claim: Claim) -> Rule:
+        try:
+            return self._rules[claim.rule]
+        except KeyError:
+            raise ReplicatorError(
+                f"there is no rule {claim.rule!r} any more", hint="Bring the rule back, or drop its entries."
+            ) from None
+
+    def _after(self, claim: Claim, error: Exception) -> Ending:
+        decision = retry.decide(
+            error,
+            attempts=claim.attempts,
+            attempts_max=self._options.attempts_max,
+            backoff_s=claim.backoff_s,
+        )
+        code, text = _describe(error)
+        if not isinstance(error, ReplicatorError):
+            log.error("unexpected error", key=claim.key, exc_info=error)
+        if isinstance(decision, retry.Bury):
+            return Buried(claim=claim, error_code=code, error=text)
+        return Retried(
+            claim=claim,
+            after_s=decision.after_s,
+            backoff_s=decision.backoff_s,
+            counts=decision.counts,
+            error_code=code,
+            error=text,
+        )
+
+
+class _Rate:
+    """How many copies end in a second, over the last half second or so."""
+
+    def __init__(self) -> None:
+        self.per_s = 0.0
+        self._since = time.monotonic()
+        self._count = 0
+
+    def update(self, count: int) -> None:
+        """`count`: how many ended in all."""
+        passed_s = time.monotonic() - self._since
+        if passed_s >= 0.25:
+            self.per_s = (self.per_s + (count - self._count) / passed_s) / 2
+            self._since, self._count = time.monotonic(), count
+
+
+def _id(claim: Claim) -> tuple[str, str, int]:
+    return claim.rule, claim.key, claim.number
+
+
+def _known(claim: Claim) -> Known:
+    return Known(
+        source_etag=claim.source_etag or "",
+        target_etag=claim.target_etag or "",
+        upload=claim.upload or "",
+    )
+
+
+def _settled(claim: Claim, outcome: Outcome) -> Settled:
+    return Settled(
+        claim=claim,
+        outcome=str(outcome.kind),
+        size=outcome.size,
+        source_etag=outcome.source_etag,
+        source_version=outcome.source_version,
+        target_etag=outcome.target_etag,
+        cid=outcome.cid,
+        lost=outcome.lost,
+        bytes_copied=outcome.bytes_copied,
+    )
+
+
+def _describe(error: Exception) -> tuple[str, str]:
+    """(code, text) for the ledger: what a person needs, no value that could be a secret."""
+    if isinstance(error, ReplicatorError):
+        hint = f" {error.hint}" if error.hint else ""
+        side = f"{error.place.side}_" if isinstance(error, StoreError) else ""
+        return f"{side}{error.code}", f"{error.message}.{hint}"
+    return "unexpected", f"{type(error).__name__}, see the log"
+
+
+def _log_ending(ending: Ending) -> None:
+    claim = ending.claim
+    facts: dict[str, Any] = {
+        "key": claim.key,
+        "rule": claim.rule,
+        "ms": round((time.time() - claim.claimed_at) * 1000, 1),
+        "attempts": claim.attempts,
+        "claim": claim.number,
+    }
+    match ending:
+        case Settled():
+            lag_ms = round((time.time() - claim.event_at) * 1000, 1)
+            log.info("settled", outcome=ending.outcome, bytes=ending.bytes_copied, lag_ms=lag_ms, **facts)
+        case Retried():
+            log.warning("will retry", error=ending.error, after_s=round(ending.after_s, 2), **facts)
+        case Buried():
+            log.error("failed", error=ending.error, **facts)
+        case Released():
+            log.info("handed back", **facts)
+
+
+# ── who works ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def own_name() -> str:
+    """`host:pid:start:place`: names this process and no other, before or after.
+
+    `start` is the process's start in clock ticks since boot, `place` the boot and the PID namespace that
+    the pid means something in ("" where the system does not tell).
+    """
+    return f"{platform.node()}:{os.getpid()}:{_started(os.getpid())}:{_place()}"
+
+
+def is_dead(name: str) -> bool:
+    """Whether the process of that name surely is no more; False where that cannot be known from here."""
+    _, pid, started, place = name.rsplit(":", 3)
+    return place != "" and place == _place() and _started(int(pid)) != started
+
+
+def _started(pid: int) -> str:
+    """proc(5), /proc/pid/stat, field 22. A zombie counts as gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _place() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path("/proc/self/ns/pid").readlink().name.strip("pid:[]")
+    except OSError:
+        return ""
+    return f"{boot}/{namespace}"
+
+
+# ── a process of its own ─────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """What one process is made of."""
+
+    rules: tuple[Rule, ...]
+    ledger: Ledger
+    source: Source
+    target: Target
+    worker: Worker
+
+    def checks(self) -> dict[str, Callable[[], None]]:
+        """What must work for this process to be of use: name → a call that raises where it does not."""
+        return {
+            "ledger": self.ledger.check,
+            "source": lambda: self.source.check(self.rules[0].source_bucket),
+            "target": lambda: self.target.check(self.rules[0].target_bucket),
+        }
+
+
+def assemble(configured: Settings) -> Service:
+    """Opens the ledger and both stores for this process. Call it after the fork."""
+    connections = configured.worker.threads * 2 + 32
+    source = Source(configured.source, connections_max=connections)
+    target = Target(configured.target, connections_max=connections)
+    ledger = Ledger.open(configured.database_url)
+    in_force = rules.from_settings(configured)
+    copier = Copier(source, target, configured.copy)
+    worker = Worker(in_force, ledger, copier, configured.worker)
+    return Service(rules=in_force, ledger=ledger, source=source, target=target, worker=worker)
+
+
+def stop_on_signals(begin: Callable[[], None]) -> None:
+    """SIGTERM and SIGINT call `begin`, which must return at once; a second one ends the process."""
+
+    def handle(number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + number))
+        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + number))
+        begin()
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a worker until SIGTERM or SIGINT. Exit code 2: settings or ledger cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m webhook.worker",
+        description="Copies what the ledger holds, without the web side. Settings come from the environment "
+        "and .env, as for the web process; .env.example lists them. SIGTERM lets running copies finish, a "
+        "second one ends the process at once.",
+    )
+    parser.parse_args(arguments)
+    try:
+        configured = settings.load()
+        logs.configure(configured.log_format)
+        worker = assemble(configured).worker
+    except ReplicatorError as error:
+        print(f"{error.message}\n{error.hint}", file=sys.stderr)  # noqa: T201 - before there is a log
+        return 2
+    ended = threading.Event()
+
+    def begin() -> None:
+        worker.stop_claiming()
+        ended.set()
+
+    stop_on_signals(begin)
+    worker.start()
+    ended.wait()
+    worker.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    # Threads that are in the middle of a request must not keep the process alive.
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)
