@@ -37,12 +37,13 @@ graceful_timeout = int(configured.worker.drain_s) + 10
 timeout = 60
 accesslog = None  # one line for each settled object is the record
 control_socket_disable = True
-logger_class = "gunicorn.glogging.Logger"
-
-
-def on_starting(_server: Any) -> None:
-    """gunicorn's own lines in the same format as all others."""
-    logs.configure(configured.log_format)
+# gunicorn's own lines go where all others go, in the same format
+logs.configure(configured.log_format)
+logconfig_dict = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "loggers": {"gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True}},
+}
 
 
 def when_ready(server: Any) -> None:

@@ -6,13 +6,15 @@ The flow, in reading order:
  2. rules.py      which source bucket goes to which target bucket
  3. app.py        POST /minio/events and POST /v1/replicate arrive here
  4. events.py     MinIO's notification JSON → changes
- 5. ledger.py     changes → entries, on disk before the sender hears 200 (tables: database.py, migrations/)
- 6. worker.py     claim → copy → settle
- 7. copier.py     check → copy → verify; the only way to the target (objects.py, layout.py: its arithmetic)
- 8. stores.py     source and target, and what their errors mean
- 9. retry.py      what to do about an error
-10. errors.py     all errors there are
-11. logs.py       one line for each thing that happened
+ 5. ledger.py     changes → entries, on disk before the sender hears 200
+                  (entries.py: its words; statements.py: its SQL; database.py, migrations/: its tables)
+ 6. worker.py     the threads that claim, copy and settle (processes.py: which process is which)
+ 7. attempt.py    one attempt at one entry: claim → copy → ending
+ 8. copier.py     check → copy → verify, the only way to the target (objects.py, layout.py: its arithmetic)
+ 9. stores.py     source and target (answers.py: what their errors mean)
+10. retry.py      what to do about an error
+11. errors.py     all errors there are
+12. logs.py       one line for each thing that happened
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ from werkzeug.routing import BaseConverter
 import webhook
 from webhook import events, logs, rules, settings
 from webhook.copier import OutcomeKind
+from webhook.entries import Buried, Ending, Misfit, Request, Retried, Settled
 from webhook.errors import BadRequest, LedgerUnavailable, ReplicatorError, StoreError
-from webhook.ledger import Buried, Ending, Ledger, Misfit, Request, Retried, Settled
+from webhook.ledger import Ledger
 from webhook.rules import Rule
 from webhook.settings import Settings
 from webhook.worker import Service, assemble

@@ -41,6 +41,8 @@ class ObjectInfo:
     version_id: str
     properties: Properties
     tag_count: int
+    is_opaque: bool = False
+    """Whether the ETag says nothing about the content: encryption with a managed or a customer's key."""
     stamp: str = ""
     """The source's ETag, on objects this service stamped."""
     cid: str = ""
@@ -54,8 +56,8 @@ class ObjectInfo:
 
     @property
     def has_md5_etag(self) -> bool:
-        """Whether the ETag can be the MD5 of the content."""
-        return MD5_ETAG.fullmatch(self.etag) is not None
+        """Whether the ETag is the MD5 of the content."""
+        return not self.is_opaque and MD5_ETAG.fullmatch(self.etag) is not None
 
 
 def info_from_headers(headers: Mapping[str, str]) -> ObjectInfo:
@@ -80,9 +82,19 @@ def info_from_headers(headers: Mapping[str, str]) -> ObjectInfo:
             metadata={name: value for name, value in metadata.items() if name not in NOT_OURS},
         ),
         tag_count=int(low.get("x-amz-tagging-count", "0") or 0),
+        is_opaque=is_opaque(low),
         stamp=metadata.get(STAMP, ""),
         cid=metadata.get("cid", ""),
     )
+
+
+def is_opaque(low: Mapping[str, str]) -> bool:
+    """Whether lower-case response headers tell of an encryption under which the ETag is no MD5.
+
+    Source: Amazon S3 API Reference, "Object", ETag.
+    """
+    managed = low.get("x-amz-server-side-encryption", "").startswith("aws:kms")
+    return managed or "x-amz-server-side-encryption-customer-algorithm" in low
 
 
 def same_content(source: ObjectInfo, target: ObjectInfo) -> bool:

@@ -9,11 +9,10 @@ connection that turned out closed.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 import boto3
@@ -21,15 +20,8 @@ import certifi
 import minio
 import urllib3
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    HTTPClientError,
-    NoCredentialsError,
-    ParamValidationError,
-)
-from minio.error import InvalidResponseError, S3Error, ServerError
 
+from webhook.answers import boto_errors, minio_errors
 from webhook.errors import (
     IntegrityError,
     NoSuchKey,
@@ -37,13 +29,12 @@ from webhook.errors import (
     SourceChanged,
     StoreDenied,
     StoreError,
-    StoreFailed,
-    StoreRefused,
-    StoreUnavailable,
 )
 from webhook.layout import Part
-from webhook.objects import STAMP, ObjectInfo, Properties, info_from_headers
+from webhook.objects import STAMP, ObjectInfo, Properties, info_from_headers, is_opaque
 from webhook.settings import StoreSettings
+
+T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
@@ -73,7 +64,7 @@ class Reading:
         """
         body = bytearray(size)
         filled = 0
-        with _minio_errors("GetObject", self._bucket, self._key):
+        with minio_errors("GetObject", self._bucket, self._key):
             for chunk in self._response.stream(CHUNK_BYTES, decode_content=False):
                 if filled + len(chunk) > size:
                     filled += len(chunk)
@@ -114,13 +105,13 @@ class Source:
 
     def head(self, bucket: str, key: str) -> ObjectInfo:
         """The object's headers. Raises: NoSuchKey (also where the bucket is missing), StoreError."""
-        with _minio_errors("HeadObject", bucket, key):
+        with minio_errors("HeadObject", bucket, key):
             found = self._client.stat_object(bucket_name=bucket, object_name=key)
         return info_from_headers(found.metadata or {})
 
     def open(self, bucket: str, key: str) -> Reading:
         """Starts reading the whole object. Raises: NoSuchKey, StoreError."""
-        with _minio_errors("GetObject", bucket, key):
+        with minio_errors("GetObject", bucket, key):
             return Reading(self._client.get_object(bucket_name=bucket, object_name=key), bucket, key)
 
     def read_part(self, bucket: str, key: str, part: Part, *, etag: str) -> bytearray:
@@ -128,7 +119,7 @@ class Source:
 
         Raises: SourceChanged where the object is another by now, StoreError, IntegrityError.
         """
-        with _minio_errors("GetObject", bucket, key):
+        with minio_errors("GetObject", bucket, key):
             response = self._client.get_object(
                 bucket_name=bucket,
                 object_name=key,
@@ -146,12 +137,12 @@ class Source:
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         """The object's tags. Raises: NoSuchKey, StoreError."""
-        with _minio_errors("GetObjectTagging", bucket, key):
+        with minio_errors("GetObjectTagging", bucket, key):
             return dict(self._client.get_object_tags(bucket_name=bucket, object_name=key) or {})
 
     def check(self, bucket: str) -> None:
         """Raises StoreError unless the bucket is there and may be asked."""
-        with _minio_errors("HeadBucket", bucket, ""):
+        with minio_errors("HeadBucket", bucket, ""):
             if self._client.bucket_exists(bucket_name=bucket):
                 return
         raise StoreDenied(
@@ -201,7 +192,7 @@ class Target:
     def head(self, bucket: str, key: str) -> ObjectInfo | None:
         """The object's headers, or None where there is none. Raises: StoreError."""
         try:
-            with _boto_errors("HeadObject", bucket, key):
+            with boto_errors("HeadObject", bucket, key):
                 found = self._client.head_object(Bucket=bucket, Key=key)
         except NoSuchKey:
             return None
@@ -209,7 +200,7 @@ class Target:
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         """The object's tags; none where the store has no tagging. Raises: StoreError."""
-        with _boto_errors("GetObjectTagging", bucket, key):
+        with boto_errors("GetObjectTagging", bucket, key):
             found = self._client.get_object_tagging(Bucket=bucket, Key=key)
         return {tag["Key"]: tag["Value"] for tag in found["TagSet"]}
 
@@ -220,25 +211,32 @@ class Target:
 
         `md5` is the body's digest, which the store checks too. Safe to repeat. Raises: StoreError.
         """
-        given, lost = self._fields(attributes)
-        with _boto_errors("PutObject", bucket, key):
-            done = self._client.put_object(
-                Bucket=bucket, Key=key, Body=body, ContentMD5=_base64(md5), **given
-            )
-        return _written(done), lost
+
+        def send(given: Mapping[str, Any]) -> Written:
+            with boto_errors("PutObject", bucket, key):
+                return _written(
+                    self._client.put_object(
+                        Bucket=bucket, Key=key, Body=body, ContentMD5=_base64(md5), **given
+                    )
+                )
+
+        return self._with_attributes(attributes, send)
 
     def create_upload(self, bucket: str, key: str, attributes: Attributes) -> tuple[str, tuple[str, ...]]:
         """Begins an upload in parts; gives its id, and what the target could not hold. Raises: StoreError."""
-        given, lost = self._fields(attributes)
-        with _boto_errors("CreateMultipartUpload", bucket, key):
-            done = self._client.create_multipart_upload(Bucket=bucket, Key=key, **given)
-        return done["UploadId"], lost
+
+        def send(given: Mapping[str, Any]) -> str:
+            with boto_errors("CreateMultipartUpload", bucket, key):
+                done = self._client.create_multipart_upload(Bucket=bucket, Key=key, **given)
+            return str(done["UploadId"])
+
+        return self._with_attributes(attributes, send)
 
     def put_part(
         self, bucket: str, key: str, upload_id: str, number: int, body: bytearray, md5: bytes
     ) -> Written:
         """Writes one part. Safe to repeat. Raises: StoreError."""
-        with _boto_errors("UploadPart", bucket, key):
+        with boto_errors("UploadPart", bucket, key):
             done = self._client.upload_part(
                 Bucket=bucket,
                 Key=key,
@@ -252,7 +250,7 @@ class Target:
     def complete_upload(self, bucket: str, key: str, upload_id: str, etags: Sequence[str]) -> Written:
         """Makes the object of its parts, whose ETags are given in order. Raises: StoreError."""
         listed = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in enumerate(etags, start=1)]
-        with _boto_errors("CompleteMultipartUpload", bucket, key):
+        with boto_errors("CompleteMultipartUpload", bucket, key):
             done = self._client.complete_multipart_upload(
                 Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": listed}
             )
@@ -261,7 +259,7 @@ class Target:
     def abort_upload(self, bucket: str, key: str, upload_id: str) -> None:
         """Discards an unfinished upload; one that is gone already is fine. Raises: StoreError."""
         try:
-            with _boto_errors("AbortMultipartUpload", bucket, key):
+            with boto_errors("AbortMultipartUpload", bucket, key):
                 self._client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
         except StoreError as error:
             if error.store_code != "NoSuchUpload" and error.status != 404:
@@ -270,7 +268,7 @@ class Target:
     def check(self, bucket: str) -> None:
         """Raises StoreError unless the bucket is there and may be asked."""
         try:
-            with _boto_errors("HeadBucket", bucket, ""):
+            with boto_errors("HeadBucket", bucket, ""):
                 self._client.head_bucket(Bucket=bucket)
         except NoSuchKey as error:
             raise StoreDenied(
@@ -280,28 +278,19 @@ class Target:
                 hint="Create the bucket, or correct FILEBASE_BUCKET.",
             ) from None
 
-    def _fields(self, attributes: Attributes) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """boto3's arguments for the attributes, and the names of those that cannot be written."""
-        properties = attributes.properties
-        metadata = dict(properties.metadata)
-        if attributes.stamp:
-            metadata[STAMP] = attributes.stamp
-        given: dict[str, Any] = {
-            "ContentType": properties.content_type,
-            "ContentEncoding": properties.content_encoding,
-            "ContentDisposition": properties.content_disposition,
-            "ContentLanguage": properties.content_language,
-            "CacheControl": properties.cache_control,
-            "Metadata": metadata,
-            "Tagging": urlencode(attributes.tags),
-        }
-        lost = []
-        if properties.expires:
+    def _with_attributes(
+        self, attributes: Attributes, send: Callable[[Mapping[str, Any]], T]
+    ) -> tuple[T, tuple[str, ...]]:
+        """Sends with all the store can hold; a store without tagging says so once and is not asked again."""
+        given, lost = _fields(attributes)
+        if attributes.tags and self._takes_tags:
             try:
-                given["Expires"] = parsedate_to_datetime(properties.expires)
-            except ValueError:
-                lost.append("expires")
-        return {name: value for name, value in given.items() if value}, tuple(lost)
+                return send({**given, "Tagging": urlencode(attributes.tags)}), lost
+            except StoreError as error:
+                if error.store_code != "NotImplemented":
+                    raise
+                self._takes_tags = False
+        return send(given), (*lost, "tags") if attributes.tags else lost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,130 +303,36 @@ class Attributes:
     """The source's ETag, where the target's cannot equal it."""
 
 
+def _fields(attributes: Attributes) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """boto3's arguments for all but the tags, and the names of those that cannot be written."""
+    properties, lost = attributes.properties, []
+    metadata = dict(properties.metadata)
+    if attributes.stamp:
+        metadata[STAMP] = attributes.stamp
+    given: dict[str, Any] = {
+        "ContentType": properties.content_type,
+        "ContentEncoding": properties.content_encoding,
+        "ContentDisposition": properties.content_disposition,
+        "ContentLanguage": properties.content_language,
+        "CacheControl": properties.cache_control,
+        "Metadata": metadata,
+    }
+    if properties.expires:
+        try:
+            given["Expires"] = parsedate_to_datetime(properties.expires)
+        except ValueError:
+            lost.append("expires")
+    return {name: value for name, value in given.items() if value}, tuple(lost)
+
+
 def _written(done: Mapping[str, Any]) -> Written:
     headers = done["ResponseMetadata"]["HTTPHeaders"]
-    encryption = headers.get("x-amz-server-side-encryption", "")
     return Written(
         etag=done.get("ETag", "").strip('"'),
-        is_opaque=encryption.startswith("aws:kms")
-        or "x-amz-server-side-encryption-customer-algorithm" in headers,
+        is_opaque=is_opaque(headers),
         cid=headers.get("x-amz-meta-cid", ""),
     )
 
 
 def _base64(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
-
-
-# ── errors ───────────────────────────────────────────────────────────────────────────────────────────
-
-_COME_BACK = {
-    *("SlowDown", "SlowDownRead", "SlowDownWrite", "ServiceUnavailable", "RequestTimeout", "TooManyRequests"),
-    *("ServerNotInitialized", "XMinioServerNotInitialized", "Throttling", "ThrottlingException"),
-}
-_MENDABLE = {
-    *("AccessDenied", "AccountProblem", "AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId"),
-    *("InvalidToken", "NoSuchBucket", "NotSignedUp", "PermanentRedirect", "AuthorizationHeaderMalformed"),
-    *("RequestTimeTooSkewed", "SignatureDoesNotMatch"),
-}
-_PASSING = {
-    *("BadDigest", "IncompleteBody", "InternalError", "InvalidPart", "NoSuchUpload", "OperationAborted"),
-    *("ConditionalRequestConflict", "XAmzContentSHA256Mismatch"),
-}
-_ABSENT = {"NoSuchKey", "404", "NoSuchObject", "NoSuchVersion"}
-
-_HINTS = {
-    "NoSuchBucket": "Create the bucket, or correct its name in the settings.",
-    "InvalidAccessKeyId": "Correct the access key in the settings.",
-    "SignatureDoesNotMatch": "Correct the secret key in the settings.",
-    "AccessDenied": "Give the access key the permission this operation needs.",
-    "RequestTimeTooSkewed": "Set this machine's clock.",
-}
-_DENIED_HINT = "Check the keys, their permissions, the region and the bucket's name in the settings."
-_SILENT_HINT = "Check that the store runs and that its endpoint in the settings is right."
-
-
-def _error_class(code: str, status: int, *, side: str) -> type[StoreError]:
-    """Which error an answer of a store means."""
-    if code in _COME_BACK or status in (429, 503):
-        return StoreUnavailable
-    if code in _MENDABLE or status in (401, 403, 301, 307):
-        return StoreDenied
-    if code in _ABSENT:
-        return NoSuchKey
-    if status == 412 and side == "source":
-        return SourceChanged
-    if code in _PASSING or status >= 500:
-        return StoreFailed
-    return StoreRefused
-
-
-def _answered(code: str, status: int, text: str, place: Place, *, headers: Mapping[str, str]) -> StoreError:
-    kind = _error_class(code, status, side=place.side)
-    hint = _HINTS.get(code, _DENIED_HINT if kind is StoreDenied else "")
-    return kind(
-        f"answered {status} {code}" + (f": {text}" if text else ""),
-        place,
-        store_code=code,
-        status=status,
-        retry_after_s=_retry_after(headers),
-        hint=hint,
-    )
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Retry-After in seconds; its other form, a date, is not used by S3 stores (RFC 9110, 10.2.3)."""
-    value = headers.get("retry-after") or headers.get("Retry-After") or ""
-    return float(value) if value.isdigit() else None
-
-
-@contextmanager
-def _minio_errors(operation: str, bucket: str, key: str) -> Iterator[None]:
-    place = Place(side="source", operation=operation, bucket=bucket, key=key)
-    try:
-        yield
-    except S3Error as error:
-        answer = error.response
-        raise _answered(
-            error.code or "", answer.status, error.message or "", place, headers=answer.headers
-        ) from error
-    except ServerError as error:
-        raise _answered("", error.status_code, "", place, headers={}) from error
-    except InvalidResponseError as error:
-        raise StoreFailed("gave an answer that is not S3's", place, hint=_SILENT_HINT) from error
-    except (urllib3.exceptions.IncompleteRead, urllib3.exceptions.ProtocolError) as error:
-        raise StoreFailed("broke off its answer", place) from error
-    except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise StoreUnavailable(f"no answer ({_kind(error)})", place, hint=_SILENT_HINT) from error
-    except ValueError as error:
-        raise StoreRefused(f"cannot be asked for: {error}", place) from error
-
-
-@contextmanager
-def _boto_errors(operation: str, bucket: str, key: str) -> Iterator[None]:
-    place = Place(side="target", operation=operation, bucket=bucket, key=key)
-    try:
-        yield
-    except ClientError as error:
-        told, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
-        raise _answered(
-            told.get("Code", ""),
-            meta.get("HTTPStatusCode", 0),
-            told.get("Message", ""),
-            place,
-            headers=meta.get("HTTPHeaders", {}),
-        ) from error
-    except ParamValidationError as error:
-        raise StoreRefused(f"cannot be sent: {error}", place) from error
-    except NoCredentialsError as error:
-        raise StoreDenied("no credentials", place, hint=_DENIED_HINT) from error
-    except (HTTPClientError, OSError) as error:
-        raise StoreUnavailable(f"no answer ({_kind(error)})", place, hint=_SILENT_HINT) from error
-    except BotoCoreError as error:
-        raise StoreFailed(f"{_kind(error)}: {error}", place) from error
-
-
-def _kind(error: BaseException) -> str:
-    """The innermost reason's class, which names no secret: MaxRetryError → NewConnectionError."""
-    reason = getattr(error, "reason", None)
-    return type(reason if isinstance(reason, Exception) else error).__name__

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import platform
 import queue
 import signal
 import sys
@@ -23,16 +22,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import structlog
 
-from webhook import logs, retry, rules, settings
-from webhook.copier import Copier, Known, Outcome
+from webhook import logs, rules, settings
+from webhook.attempt import Lease, Task, attempt, log_ending
+from webhook.copier import Copier
 from webhook.database import BUSY_TIMEOUT_S
-from webhook.errors import LeaseLost, LedgerUnavailable, ReplicatorError, StoreError
-from webhook.ledger import Buried, Claim, Ending, Ledger, Released, Request, Retried, Settled
+from webhook.entries import Claim, Ending, Released, Request
+from webhook.errors import LedgerUnavailable, ReplicatorError
+from webhook.ledger import Ledger
+from webhook.processes import is_dead, own_name
 from webhook.rules import Rule
 from webhook.settings import Settings, WorkerSettings
 from webhook.stores import Source, Target
@@ -52,42 +52,6 @@ HALT_S = 3.0
 log = structlog.get_logger("webhook.worker")
 
 
-class Lease:
-    """A claim's right to write, as seen by the copy that runs under it. Thread-safe."""
-
-    def __init__(self, claim: Claim, ledger: Ledger, *, taken_at: float, lease_s: float) -> None:
-        self._claim = claim
-        self._ledger = ledger
-        self._lease_s = lease_s
-        self._ends_at = taken_at + lease_s
-        self._is_over = False
-
-    def check(self) -> None:
-        """Raises LeaseLost unless the copy may still write."""
-        if self._is_over or time.monotonic() >= self._ends_at:
-            raise LeaseLost(f"the lease on {self._claim.key!r} is over")
-
-    def note_upload(self, note: str | None) -> None:
-        """Keeps a note of the upload under way with the entry."""
-        self._ledger.note_upload(self._claim, note)
-
-    def prolong(self, asked_at: float) -> None:
-        """The ledger prolonged the lease; `asked_at` is the monotonic time before it was asked to."""
-        self._ends_at = asked_at + self._lease_s
-
-    def end(self) -> None:
-        """No write may begin from now on."""
-        self._is_over = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A claim in the hands of this process."""
-
-    claim: Claim
-    lease: Lease
-
-
 class Worker:
     """See the module's text. `start` once, `stop` once; `replicate_now` from any thread."""
 
@@ -100,7 +64,7 @@ class Worker:
         self._options = options
         self.name = own_name()
         self._todo: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[tuple[Task, Ending | None] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[Task, Ending] | None] = queue.SimpleQueue()
         self._held: dict[tuple[str, str, int], Task] = {}
         self._held_lock = threading.Lock()
         self._idle_copiers = options.threads
@@ -197,7 +161,7 @@ class Worker:
         while (task := self._todo.get()) is not None:
             self._idle_copiers -= 1  # an estimate: the claimer asks for a little more or less
             try:
-                self._done.put((task, self._work(task)))
+                self._done.put((task, self._attempt(task)))
             finally:
                 self._idle_copiers += 1
 
@@ -211,7 +175,7 @@ class Worker:
                         self._done.put(None)
                         break
                     batch.append(following)
-            self._finish([ending for _, ending in batch if ending])
+            self._finish([ending for _, ending in batch])
             for task, _ in batch:
                 self._let_go(task)
             self._finished += len(batch)
@@ -227,7 +191,7 @@ class Worker:
                 time.sleep(TROUBLE_DELAY_S)
             else:
                 for ending in endings:
-                    _log_ending(ending)
+                    log_ending(ending)
                 return
 
     def _keep_loop(self) -> None:
@@ -274,11 +238,10 @@ class Worker:
                 return ended
         return None
 
-    def _work_and_finish(self, task: Task) -> Ending | None:
+    def _work_and_finish(self, task: Task) -> Ending:
         try:
-            ending = self._work(task)
-            if ending:
-                self._finish([ending])
+            ending = self._attempt(task)
+            self._finish([ending])
             return ending
         finally:
             self._let_go(task)
@@ -294,54 +257,8 @@ class Worker:
         with self._held_lock:
             self._held.pop(_id(task.claim), None)
 
-    def _work(self, task: Task) -> Ending | None:
-        """Copies one claimed entry; None where the claim is somebody else's by now."""
-        claim = task.claim
-        try:
-            if claim.attempts > self._options.attempts_max:
-                return Buried(
-                    claim=claim,
-                    error_code="worker_lost",
-                    error=f"{claim.attempts - 1} workers died or hung on this entry",
-                )
-            outcome = self._copier.copy_object(
-                self._rule(claim), claim.key, permit=task.lease, known=_known(claim)
-            )
-        except LeaseLost:
-            # Ended by `stop`: hand it back. Lost to another worker: the ledger ignores this.
-            return Released(claim=claim)
-        except Exception as error:  # noqa: BLE001 - whatever a copy meets is the entry's, not the thread's
-            return self._after(claim, error)
-        return _settled(claim, outcome)
-
-    def _rule(self, claim: Claim) -> Rule:
-        try:
-            return self._rules[claim.rule]
-        except KeyError:
-            raise ReplicatorError(
-                f"there is no rule {claim.rule!r} any more", hint="Bring the rule back, or drop its entries."
-            ) from None
-
-    def _after(self, claim: Claim, error: Exception) -> Ending:
-        decision = retry.decide(
-            error,
-            attempts=claim.attempts,
-            attempts_max=self._options.attempts_max,
-            backoff_s=claim.backoff_s,
-        )
-        code, text = _describe(error)
-        if not isinstance(error, ReplicatorError):
-            log.error("unexpected error", key=claim.key, exc_info=error)
-        if isinstance(decision, retry.Bury):
-            return Buried(claim=claim, error_code=code, error=text)
-        return Retried(
-            claim=claim,
-            after_s=decision.after_s,
-            backoff_s=decision.backoff_s,
-            counts=decision.counts,
-            error_code=code,
-            error=text,
-        )
+    def _attempt(self, task: Task) -> Ending:
+        return attempt(task, rules=self._rules, copier=self._copier, attempts_max=self._options.attempts_max)
 
 
 class _Rate:
@@ -362,94 +279,6 @@ class _Rate:
 
 def _id(claim: Claim) -> tuple[str, str, int]:
     return claim.rule, claim.key, claim.number
-
-
-def _known(claim: Claim) -> Known:
-    return Known(
-        source_etag=claim.source_etag or "",
-        target_etag=claim.target_etag or "",
-        upload=claim.upload or "",
-    )
-
-
-def _settled(claim: Claim, outcome: Outcome) -> Settled:
-    return Settled(
-        claim=claim,
-        outcome=str(outcome.kind),
-        size=outcome.size,
-        source_etag=outcome.source_etag,
-        source_version=outcome.source_version,
-        target_etag=outcome.target_etag,
-        cid=outcome.cid,
-        lost=outcome.lost,
-        bytes_copied=outcome.bytes_copied,
-    )
-
-
-def _describe(error: Exception) -> tuple[str, str]:
-    """(code, text) for the ledger: what a person needs, no value that could be a secret."""
-    if isinstance(error, ReplicatorError):
-        hint = f" {error.hint}" if error.hint else ""
-        side = f"{error.place.side}_" if isinstance(error, StoreError) else ""
-        return f"{side}{error.code}", f"{error.message}.{hint}"
-    return "unexpected", f"{type(error).__name__}, see the log"
-
-
-def _log_ending(ending: Ending) -> None:
-    claim = ending.claim
-    facts: dict[str, Any] = {
-        "key": claim.key,
-        "rule": claim.rule,
-        "ms": round((time.time() - claim.claimed_at) * 1000, 1),
-        "attempts": claim.attempts,
-        "claim": claim.number,
-    }
-    match ending:
-        case Settled():
-            lag_ms = round((time.time() - claim.event_at) * 1000, 1)
-            log.info("settled", outcome=ending.outcome, bytes=ending.bytes_copied, lag_ms=lag_ms, **facts)
-        case Retried():
-            log.warning("will retry", error=ending.error, after_s=round(ending.after_s, 2), **facts)
-        case Buried():
-            log.error("failed", error=ending.error, **facts)
-        case Released():
-            log.info("handed back", **facts)
-
-
-# ── who works ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def own_name() -> str:
-    """`host:pid:start:place`: names this process and no other, before or after.
-
-    `start` is the process's start in clock ticks since boot, `place` the boot and the PID namespace that
-    the pid means something in ("" where the system does not tell).
-    """
-    return f"{platform.node()}:{os.getpid()}:{_started(os.getpid())}:{_place()}"
-
-
-def is_dead(name: str) -> bool:
-    """Whether the process of that name surely is no more; False where that cannot be known from here."""
-    _, pid, started, place = name.rsplit(":", 3)
-    return place != "" and place == _place() and _started(int(pid)) != started
-
-
-def _started(pid: int) -> str:
-    """proc(5), /proc/pid/stat, field 22. A zombie counts as gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
-
-
-def _place() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = Path("/proc/self/ns/pid").readlink().name.strip("pid:[]")
-    except OSError:
-        return ""
-    return f"{boot}/{namespace}"
 
 
 # ── a process of its own ─────────────────────────────────────────────────────────────────────────────

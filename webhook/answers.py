@@ -1,0 +1,141 @@
+"""What a store's answer means: an SDK's exceptions → those of `webhook.errors`.
+
+Told apart by type, HTTP status and the store's own error code, never by the text of a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import urllib3
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    ParamValidationError,
+)
+from minio.error import InvalidResponseError, S3Error, ServerError
+
+from webhook.errors import (
+    NoSuchKey,
+    Place,
+    SourceChanged,
+    StoreDenied,
+    StoreError,
+    StoreFailed,
+    StoreRefused,
+    StoreUnavailable,
+)
+
+_COME_BACK = {
+    *("SlowDown", "SlowDownRead", "SlowDownWrite", "ServiceUnavailable", "RequestTimeout", "TooManyRequests"),
+    *("ServerNotInitialized", "XMinioServerNotInitialized", "Throttling", "ThrottlingException"),
+}
+_MENDABLE = {
+    *("AccessDenied", "AccountProblem", "AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId"),
+    *("InvalidToken", "NoSuchBucket", "NotSignedUp", "PermanentRedirect", "AuthorizationHeaderMalformed"),
+    *("RequestTimeTooSkewed", "SignatureDoesNotMatch"),
+}
+_PASSING = {
+    *("BadDigest", "IncompleteBody", "InternalError", "InvalidPart", "NoSuchUpload", "OperationAborted"),
+    *("ConditionalRequestConflict", "XAmzContentSHA256Mismatch"),
+}
+_ABSENT = {"NoSuchKey", "404", "NoSuchObject", "NoSuchVersion"}
+
+_HINTS = {
+    "NoSuchBucket": "Create the bucket, or correct its name in the settings.",
+    "InvalidAccessKeyId": "Correct the access key in the settings.",
+    "SignatureDoesNotMatch": "Correct the secret key in the settings.",
+    "AccessDenied": "Give the access key the permission this operation needs.",
+    "RequestTimeTooSkewed": "Set this machine's clock.",
+}
+_DENIED_HINT = "Check the keys, their permissions, the region and the bucket's name in the settings."
+_SILENT_HINT = "Check that the store runs and that its endpoint in the settings is right."
+
+
+def _error_class(code: str, status: int, *, side: str) -> type[StoreError]:
+    """Which error an answer of a store means."""
+    if code in _COME_BACK or status in (429, 503):
+        return StoreUnavailable
+    if code in _MENDABLE or status in (401, 403, 301, 307):
+        return StoreDenied
+    if code in _ABSENT:
+        return NoSuchKey
+    if status == 412 and side == "source":
+        return SourceChanged
+    if code in _PASSING or status >= 500:
+        return StoreFailed
+    return StoreRefused
+
+
+def _answered(code: str, status: int, text: str, place: Place, *, headers: Mapping[str, str]) -> StoreError:
+    kind = _error_class(code, status, side=place.side)
+    hint = _HINTS.get(code, _DENIED_HINT if kind is StoreDenied else "")
+    return kind(
+        f"answered {status} {code}" + (f": {text}" if text else ""),
+        place,
+        store_code=code,
+        status=status,
+        retry_after_s=_retry_after(headers),
+        hint=hint,
+    )
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Retry-After in seconds; its other form, a date, is not used by S3 stores (RFC 9110, 10.2.3)."""
+    value = headers.get("retry-after") or headers.get("Retry-After") or ""
+    return float(value) if value.isdigit() else None
+
+
+@contextmanager
+def minio_errors(operation: str, bucket: str, key: str) -> Iterator[None]:
+    place = Place(side="source", operation=operation, bucket=bucket, key=key)
+    try:
+        yield
+    except S3Error as error:
+        answer = error.response
+        raise _answered(
+            error.code or "", answer.status, error.message or "", place, headers=answer.headers
+        ) from error
+    except ServerError as error:
+        raise _answered("", error.status_code, "", place, headers={}) from error
+    except InvalidResponseError as error:
+        raise StoreFailed("gave an answer that is not S3's", place, hint=_SILENT_HINT) from error
+    except (urllib3.exceptions.IncompleteRead, urllib3.exceptions.ProtocolError) as error:
+        raise StoreFailed("broke off its answer", place) from error
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise StoreUnavailable(f"no answer ({_kind(error)})", place, hint=_SILENT_HINT) from error
+    except ValueError as error:
+        raise StoreRefused(f"cannot be asked for: {error}", place) from error
+
+
+@contextmanager
+def boto_errors(operation: str, bucket: str, key: str) -> Iterator[None]:
+    place = Place(side="target", operation=operation, bucket=bucket, key=key)
+    try:
+        yield
+    except ClientError as error:
+        told, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
+        raise _answered(
+            told.get("Code", ""),
+            meta.get("HTTPStatusCode", 0),
+            told.get("Message", ""),
+            place,
+            headers=meta.get("HTTPHeaders", {}),
+        ) from error
+    except ParamValidationError as error:
+        raise StoreRefused(f"cannot be sent: {error}", place) from error
+    except NoCredentialsError as error:
+        raise StoreDenied("no credentials", place, hint=_DENIED_HINT) from error
+    except (HTTPClientError, OSError) as error:
+        raise StoreUnavailable(f"no answer ({_kind(error)})", place, hint=_SILENT_HINT) from error
+    except BotoCoreError as error:
+        raise StoreFailed(f"{_kind(error)}: {error}", place) from error
+
+
+def _kind(error: BaseException) -> str:
+    """The innermost reason's class, which names no secret: MaxRetryError → NewConnectionError."""
+    reason = getattr(error, "reason", None)
+    return type(reason if isinstance(reason, Exception) else error).__name__

@@ -1,0 +1,151 @@
+"""One attempt at one entry: claim → copy → ending."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from webhook import retry
+from webhook.copier import Copier, Known, Outcome
+from webhook.entries import Buried, Claim, Ending, Released, Retried, Settled
+from webhook.errors import LeaseLost, ReplicatorError, StoreError
+from webhook.ledger import Ledger
+from webhook.rules import Rule
+
+log = structlog.get_logger("webhook.attempt")
+
+
+class Lease:
+    """A claim's right to write, as seen by the copy that runs under it. Thread-safe."""
+
+    def __init__(self, claim: Claim, ledger: Ledger, *, taken_at: float, lease_s: float) -> None:
+        self._claim = claim
+        self._ledger = ledger
+        self._lease_s = lease_s
+        self._ends_at = taken_at + lease_s
+        self._is_over = False
+
+    def check(self) -> None:
+        """Raises LeaseLost unless the copy may still write."""
+        if self._is_over or time.monotonic() >= self._ends_at:
+            raise LeaseLost(f"the lease on {self._claim.key!r} is over")
+
+    def note_upload(self, note: str | None) -> None:
+        """Keeps a note of the upload under way with the entry."""
+        self._ledger.note_upload(self._claim, note)
+
+    def prolong(self, asked_at: float) -> None:
+        """The ledger prolonged the lease; `asked_at` is the monotonic time before it was asked to."""
+        self._ends_at = asked_at + self._lease_s
+
+    def end(self) -> None:
+        """No write may begin from now on."""
+        self._is_over = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A claim in the hands of this process."""
+
+    claim: Claim
+    lease: Lease
+
+
+def attempt(task: Task, *, rules: Mapping[str, Rule], copier: Copier, attempts_max: int) -> Ending:
+    """Copies one claimed entry. Never raises: whatever a copy meets is the entry's, not the thread's."""
+    claim = task.claim
+    if claim.attempts > attempts_max:
+        text = f"{claim.attempts - 1} workers died or hung on this entry"
+        return Buried(claim=claim, error_code="worker_lost", error=text)
+    try:
+        rule = _rule(rules, claim)
+        return _settled(claim, copier.copy_object(rule, claim.key, permit=task.lease, known=_known(claim)))
+    except LeaseLost:
+        # Ended because the process stops: it is handed back. Lost to another worker: the ledger ignores it.
+        return Released(claim=claim)
+    except Exception as error:  # noqa: BLE001
+        return _after(claim, error, attempts_max=attempts_max)
+
+
+def _rule(rules: Mapping[str, Rule], claim: Claim) -> Rule:
+    if claim.rule not in rules:
+        raise ReplicatorError(
+            f"there is no rule {claim.rule!r} any more", hint="Bring the rule back, or drop its entries."
+        )
+    return rules[claim.rule]
+
+
+def _after(claim: Claim, error: Exception, *, attempts_max: int) -> Ending:
+    if not isinstance(error, ReplicatorError):
+        log.error("unexpected error", key=claim.key, exc_info=error)
+    code, text = _describe(error)
+    decision = retry.decide(
+        error, attempts=claim.attempts, attempts_max=attempts_max, backoff_s=claim.backoff_s
+    )
+    if isinstance(decision, retry.Bury):
+        return Buried(claim=claim, error_code=code, error=text)
+    return Retried(
+        claim=claim,
+        after_s=decision.after_s,
+        backoff_s=decision.backoff_s,
+        counts=decision.counts,
+        error_code=code,
+        error=text,
+    )
+
+
+def _known(claim: Claim) -> Known:
+    return Known(
+        source_etag=claim.source_etag or "",
+        target_etag=claim.target_etag or "",
+        upload=claim.upload or "",
+    )
+
+
+def _settled(claim: Claim, outcome: Outcome) -> Settled:
+    return Settled(
+        claim=claim,
+        outcome=str(outcome.kind),
+        size=outcome.size,
+        source_etag=outcome.source_etag,
+        source_version=outcome.source_version,
+        target_etag=outcome.target_etag,
+        cid=outcome.cid,
+        lost=outcome.lost,
+        bytes_copied=outcome.bytes_copied,
+    )
+
+
+def _describe(error: Exception) -> tuple[str, str]:
+    """(code, text) for the ledger: what a person needs, no value that could be a secret."""
+    if isinstance(error, ReplicatorError):
+        hint = f" {error.hint}" if error.hint else ""
+        side = f"{error.place.side}_" if isinstance(error, StoreError) else ""
+        return f"{side}{error.code}", f"{error.message}.{hint}"
+    return "unexpected", f"{type(error).__name__}, see the log"
+
+
+def log_ending(ending: Ending) -> None:
+    """The one line of log for an entry whose ending is on record."""
+    claim = ending.claim
+    facts: dict[str, Any] = {
+        "key": claim.key,
+        "rule": claim.rule,
+        "ms": round((time.time() - claim.claimed_at) * 1000, 1),
+        "attempts": claim.attempts,
+        "claim": claim.number,
+    }
+    match ending:
+        case Settled():
+            lag_ms = round((time.time() - claim.event_at) * 1000, 1)
+            log.info("settled", outcome=ending.outcome, bytes=ending.bytes_copied, lag_ms=lag_ms, **facts)
+        case Retried():
+            log.warning("will retry", error=ending.error, after_s=round(ending.after_s, 2), **facts)
+        case Buried():
+            log.error("failed", error=ending.error, **facts)
+        case Released():
+            log.info("handed back", **facts)

@@ -1,0 +1,102 @@
+"""What passes through the ledger: requests, claims, and the ways a claim ends.
+
+The words: an entry is the ledger's row for one (rule, key). Its `generation` says how many times it was
+asked for; a claim is a worker's right to work on it; an ending is what came of that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WAITING, RUNNING, SETTLED, FAILED = "waiting", "running", "settled", "failed"
+STATES = (WAITING, RUNNING, SETTLED, FAILED)
+LIVE, BACKFILL = "live", "backfill"
+LANES = (LIVE, BACKFILL)
+EVENT_ID_CHARS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Somebody asks for the target to be made equal to the source at one key."""
+
+    rule: str
+    key: str
+    event_id: str = ""
+    """16 characters that tell a repeated event; "" for a request that is not an event."""
+    event_at: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Misfit:
+    """A record of a notification that nobody can act on."""
+
+    record_id: str
+    reason: str
+    raw: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A worker's right to work on one entry until its lease runs out, and what was known of it then."""
+
+    rule: str
+    key: str
+    generation: int
+    number: int
+    worker: str
+    lane: str
+    attempts: int
+    """Including this one."""
+    backoff_s: float
+    event_at: float
+    claimed_at: float
+    source_etag: str | None
+    target_etag: str | None
+    upload: str | None
+    history: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """The end of a claim: the target now is what it should be."""
+
+    claim: Claim
+    outcome: str
+    size: int | None = None
+    source_etag: str | None = None
+    source_version: str | None = None
+    target_etag: str | None = None
+    cid: str | None = None
+    lost: tuple[str, ...] = ()
+    bytes_copied: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retried:
+    """The end of a claim: again, in `after_s` seconds."""
+
+    claim: Claim
+    after_s: float
+    backoff_s: float
+    counts: bool
+    error_code: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buried:
+    """The end of a claim: into the failed ones."""
+
+    claim: Claim
+    error_code: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """The end of a claim that was not worked on: handed back, due at once."""
+
+    claim: Claim
+
+
+Ending = Settled | Retried | Buried | Released

@@ -1,0 +1,297 @@
+"""The ledger's SQL: each statement once, for both engines.
+
+Which row may change under which condition is decided here, inside the database, so that no two processes
+can decide differently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from webhook.database import ENTRIES, QUARANTINE
+from webhook.entries import (
+    EVENT_ID_CHARS,
+    FAILED,
+    LIVE,
+    RUNNING,
+    SETTLED,
+    WAITING,
+    Buried,
+    Claim,
+    Ending,
+    Misfit,
+    Released,
+    Request,
+    Retried,
+    Settled,
+)
+
+EVENTS_REMEMBERED = 16
+"""Events of one entry whose second delivery is recognised; beyond them it costs a look at the stores."""
+ATTEMPTS_REMEMBERED = 20
+ROW = ENTRIES.c
+_CLAIM_COLUMNS = (
+    *("rule", "key", "generation", "lane", "attempts", "backoff_s", "event_at"),
+    *("source_etag", "target_etag", "upload", "history"),
+)
+
+
+def new_row(request: Request, *, lane: str, now: float) -> dict[str, Any]:
+    """The row of an entry that nobody asked for before."""
+    return {
+        "rule": request.rule,
+        "key": request.key,
+        "state": WAITING,
+        "lane": lane,
+        "due_at": now,
+        "generation": 1,
+        "claimed_generation": 0,
+        "claim_number": 0,
+        "attempts": 0,
+        "backoff_s": 0.0,
+        "recent_events": f"{request.event_id} " if request.event_id else "",
+        "first_seen_at": now,
+        "event_at": request.event_at or now,
+        "lost": "[]",
+        "history": "[]",
+    }
+
+
+def misfit_row(misfit: Misfit, *, now: float) -> dict[str, Any]:
+    """The row of a record that was not seen before."""
+    return {**asdict(misfit), "times_seen": 1, "first_seen_at": now, "last_seen_at": now}
+
+
+def _insert(dialect: str, table: sa.Table) -> Any:
+    """INSERT … ON CONFLICT, which both dialects spell alike and SQLAlchemy keeps apart."""
+    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
+
+
+def put_entries(dialect: str, *, hurry: bool) -> Any:
+    """Inserts rows, or asks once more for those that are there; `hurry` ends a back-off."""
+    insert = _insert(dialect, ENTRIES)
+    new = insert.excluded
+    repeated = sa.and_(new.recent_events != "", ROW.recent_events.contains(new.recent_events))
+    idle = ROW.due_at.is_(None)  # settled or failed
+    starts = sa.and_(~repeated, idle)
+    moves_due = sa.and_(~repeated, sa.or_(idle, ROW.state == WAITING)) if hurry else starts
+    remembered = EVENTS_REMEMBERED * (EVENT_ID_CHARS + 1)
+    return insert.on_conflict_do_update(
+        index_elements=[ROW.rule, ROW.key],
+        set_={
+            "generation": sa.case((repeated, ROW.generation), else_=ROW.generation + 1),
+            "state": sa.case((starts, WAITING), else_=ROW.state),
+            "lane": sa.case((starts, new.lane), (sa.and_(~repeated, new.lane == LIVE), LIVE), else_=ROW.lane),
+            "due_at": sa.case((moves_due, new.due_at), else_=ROW.due_at),
+            "attempts": sa.case((starts, 0), else_=ROW.attempts),
+            "backoff_s": sa.case((starts, 0.0), else_=ROW.backoff_s),
+            "event_at": sa.case((repeated, ROW.event_at), else_=new.event_at),
+            "recent_events": sa.case(
+                (repeated, ROW.recent_events),
+                else_=sa.func.substr(new.recent_events + ROW.recent_events, 1, remembered),
+            ),
+        },
+    )
+
+
+def keep_misfits(dialect: str) -> Any:
+    """Inserts misfits, or counts those that are there."""
+    insert = _insert(dialect, QUARANTINE)
+    return insert.on_conflict_do_update(
+        index_elements=[QUARANTINE.c.record_id],
+        set_={
+            "times_seen": QUARANTINE.c.times_seen + 1,
+            "last_seen_at": insert.excluded.last_seen_at,
+        },
+    )
+
+
+def due(lane: str, now: float, limit: int) -> sa.Select[Any]:
+    """Entries that may be claimed now, longest due first, those that others are just taking left out."""
+    due = sa.select(ROW.rule, ROW.key).where(ROW.lane == lane, ROW.due_at <= now)
+    return due.order_by(ROW.due_at).limit(limit).with_for_update(skip_locked=True)
+
+
+def take(
+    connection: sa.Connection, entries: sa.Select[Any], *, worker: str, now: float, lease_s: float
+) -> list[Claim]:
+    """Claims the selected entries."""
+    statement = (
+        sa.update(ENTRIES)
+        .where(sa.tuple_(ROW.rule, ROW.key).in_(entries))
+        .values(
+            state=RUNNING,
+            due_at=now + lease_s,
+            claimed_generation=ROW.generation,
+            claim_number=ROW.claim_number + 1,
+            attempts=ROW.attempts + 1,
+            worker=worker,
+        )
+        .returning(*(ROW[name] for name in _CLAIM_COLUMNS), ROW.claim_number.label("number"), ROW.worker)
+    )
+    rows = connection.execute(statement).mappings().all()
+    return [Claim(**row, claimed_at=now) for row in rows]
+
+
+def held(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
+    """True on the row of a claim that still holds."""
+    return (
+        ROW.rule == claim.rule,
+        ROW.key == claim.key,
+        ROW.claim_number == claim.number,
+        ROW.state == RUNNING,
+    )
+
+
+def failed(rule: str | None, prefix: str, error_code: str | None) -> Iterable[sa.ColumnElement[bool]]:
+    """True on the failed entries asked for; the first term is spelled as the index's."""
+    yield ROW.state == sa.literal_column(f"'{FAILED}'")
+    if rule is not None:
+        yield ROW.rule == rule
+    if prefix:
+        yield ROW.key.startswith(prefix, autoescape=True)
+    if error_code is not None:
+        yield ROW.error_code == error_code
+
+
+def _finish_statements() -> dict[type, Any]:
+    """One UPDATE for each kind of ending, for many rows at once; see `ending_row` for the names."""
+    bind = sa.bindparam
+    moved = ROW.generation > ROW.claimed_generation
+    held = sa.update(ENTRIES).where(
+        ROW.rule == bind("_rule"),
+        ROW.key == bind("_key"),
+        ROW.claim_number == bind("_number"),
+        ROW.state == RUNNING,
+    )
+    again = sa.case((moved, bind("_now", type_=sa.Double)), else_=sa.null())
+    result = ("outcome", "size", "source_etag", "source_version", "target_etag", "cid", "lost", "history")
+    return {
+        Settled: held.values(
+            state=sa.case((moved, WAITING), else_=SETTLED),
+            due_at=again,
+            attempts=0,
+            backoff_s=0.0,
+            worker=None,
+            settled_at=bind("_now", type_=sa.Double),
+            error_code=None,
+            error=None,
+            upload=None,
+            **{name: bind(f"_{name}") for name in result},
+        ),
+        Retried: held.values(
+            state=WAITING,
+            due_at=bind("_due_at"),
+            attempts=ROW.attempts - bind("_uncounted", type_=sa.Integer),
+            backoff_s=bind("_backoff_s"),
+            worker=None,
+            error_code=bind("_error_code"),
+            error=bind("_error"),
+            history=bind("_history"),
+        ),
+        Buried: held.values(
+            state=sa.case((moved, WAITING), else_=FAILED),
+            due_at=again,
+            attempts=sa.case((moved, 0), else_=ROW.attempts),
+            backoff_s=0.0,
+            worker=None,
+            error_code=bind("_error_code"),
+            error=bind("_error"),
+            history=bind("_history"),
+        ),
+        Released: held.values(
+            state=WAITING, due_at=bind("_now", type_=sa.Double), attempts=ROW.attempts - 1, worker=None
+        ),
+    }
+
+
+FINISH = _finish_statements()
+
+
+def ending_row(ending: Ending, now: float) -> dict[str, Any]:
+    """The values that FINISH's statement for this kind of ending takes."""
+    claim = ending.claim
+    values: dict[str, Any] = {"_rule": claim.rule, "_key": claim.key, "_number": claim.number, "_now": now}
+    match ending:
+        case Settled():
+            values |= {
+                "_outcome": ending.outcome,
+                "_size": ending.size,
+                "_source_etag": ending.source_etag,
+                "_source_version": ending.source_version,
+                "_target_etag": ending.target_etag,
+                "_cid": ending.cid,
+                "_lost": json.dumps(ending.lost),
+                "_history": _history(claim, now, result=ending.outcome, bytes_copied=ending.bytes_copied),
+            }
+        case Retried():
+            values |= {
+                "_due_at": now + ending.after_s,
+                "_uncounted": 0 if ending.counts else 1,
+                "_backoff_s": ending.backoff_s,
+            }
+        case _:
+            pass
+    if isinstance(ending, Retried | Buried):
+        values["_error_code"] = ending.error_code
+        values["_error"] = ending.error
+        values["_history"] = _history(claim, now, result="error", error=ending.error)
+    if isinstance(ending, Buried | Released | Settled):
+        return values
+    values.pop("_now")
+    return values
+
+
+def _history(claim: Claim, now: float, **what: Any) -> str:
+    attempt = {
+        "worker": claim.worker,
+        "generation": claim.generation,
+        "claimed_at": claim.claimed_at,
+        "ended_at": now,
+        **what,
+    }
+    return json.dumps([*json.loads(claim.history), attempt][-ATTEMPTS_REMEMBERED:])
+
+
+def past_ending(row: sa.RowMapping, attempt: Mapping[str, Any]) -> Ending:
+    """The ending that left this row and this last attempt behind."""
+    claim = Claim(
+        number=row["claim_number"],
+        worker=attempt["worker"],
+        claimed_at=attempt["claimed_at"],
+        **{name: row[name] for name in _CLAIM_COLUMNS},
+    )
+    if attempt["result"] != "error":
+        result = ("outcome", "size", "source_etag", "source_version", "target_etag", "cid")
+        return Settled(
+            claim=claim,
+            bytes_copied=attempt["bytes_copied"],
+            lost=tuple(json.loads(row["lost"])),
+            **{name: row[name] for name in result},
+        )
+    if row["state"] == FAILED:
+        return Buried(claim=claim, error_code=row["error_code"], error=row["error"])
+    return Retried(
+        claim=claim,
+        after_s=max(0.0, (row["due_at"] or 0.0) - attempt["ended_at"]),
+        backoff_s=row["backoff_s"],
+        counts=True,
+        error_code=row["error_code"],
+        error=row["error"],
+    )
+
+
+def readable(row: sa.RowMapping) -> Mapping[str, Any]:
+    """An entry as a person may see it: JSON columns read, bookkeeping left out."""
+    entry = dict(row)
+    for name in ("lost", "history"):
+        entry[name] = json.loads(entry[name])
+    entry.pop("recent_events")
+    entry["attempts_made"] = entry.pop("history")
+    return entry
