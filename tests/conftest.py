@@ -1,0 +1,64 @@
+"""Real servers for all tests, started once and shared; each test takes buckets and databases of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.local_servers import Gateway, PostgreSQL, S3Server, SeaweedFS
+from webhook.ledger import Ledger
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A MinIO-API source without notifications; tests of events start one of their own."""
+    with Gateway(tmp_path_factory.mktemp("gateway")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+    """An independent S3 server."""
+    with SeaweedFS(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
+    """A PostgreSQL server."""
+    with PostgreSQL(tmp_path_factory.mktemp("postgresql")) as server:
+        yield server
+
+
+@pytest.fixture
+def new_bucket() -> Callable[[S3Server], str]:
+    """Makes a bucket that no other test knows, and gives its name."""
+
+    def make(server: S3Server) -> str:
+        name = f"bucket-{next(_numbers)}"
+        server.client().make_bucket(bucket_name=name)
+        return name
+
+    return make
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each engine in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/ledger.db"
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    return server.create_database(f"ledger_{next(_numbers)}")
+
+
+@pytest.fixture
+def ledger(database_url: str) -> Iterator[Ledger]:
+    """An empty ledger on each engine in turn."""
+    opened = Ledger.open(database_url)
+    yield opened
+    opened.close()
