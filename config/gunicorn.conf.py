@@ -9,6 +9,8 @@ import socket
 import sys
 from typing import Any
 
+from gunicorn.glogging import Logger
+
 from webhook import logs, settings
 from webhook.errors import SettingsError
 
@@ -37,13 +39,20 @@ graceful_timeout = int(configured.worker.drain_s) + 10
 timeout = 60
 accesslog = None  # one line for each settled object is the record
 control_socket_disable = True
-# gunicorn's own lines go where all others go, in the same format
 logs.configure(configured.log_format)
-logconfig_dict = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "loggers": {"gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True}},
-}
+
+
+class OneLog(Logger):  # type: ignore[misc] # gunicorn has no types
+    """gunicorn's own lines go where all others go, in the same format."""
+
+    def setup(self, cfg: Any) -> None:
+        """Leaves the root logger as it is, and passes everything up to it."""
+        self.error_log.setLevel(self.LOG_LEVELS.get(cfg.loglevel.lower(), 20))
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
+
+
+logger_class = OneLog
 
 
 def when_ready(server: Any) -> None:

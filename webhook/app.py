@@ -67,6 +67,7 @@ def create_app(configured: Settings | None = None) -> Flask:
     app.url_map.merge_slashes = False
     app.url_map.converters["key"] = _KeyConverter
     app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.extensions["settings"] = configured
     app.extensions["service"] = assemble(configured)
     for blueprint in (_minio, _api, _health):
@@ -210,13 +211,8 @@ def _settled_answer(rule: Rule, key: str, ending: Settled) -> tuple[Response, in
         facts["cid"] = ending.cid
     if is_new:
         return jsonify(facts), 200
-    return _error(
-        409,
-        "exists",
-        "the target already holds this object",
-        "Nothing is to be done: nothing was copied.",
-        **facts,
-    )
+    held = {"code": "exists", "message": "the target already holds this object"}
+    return jsonify({**facts, "error": {**held, "hint": "Nothing is to be done: nothing was copied."}}), 409
 
 
 def _queued(rule: Rule, key: str) -> tuple[Response, int]:
@@ -344,7 +340,7 @@ def _is_from_here() -> bool:
 _STATUS = {"bad_request": 400, "unauthorized": 401, "not_found": 404, "ledger_unavailable": 503}
 
 
-def _error(status: int, code: str, message: str, hint: str, **more: Any) -> tuple[Response, int]:
+def _error(status: int, code: str, message: str, hint: str, **more: str) -> tuple[Response, int]:
     return jsonify({**more, "error": {"code": code, "message": message, "hint": hint}}), status
 
 

@@ -47,16 +47,25 @@ class Lease:
         self._is_over = True
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Task:
-    """A claim in the hands of this process."""
+    """A claim in the hands of this process, and when its copy ran, in seconds since 1970."""
 
     claim: Claim
     lease: Lease
+    began_at: float = 0.0
+    ended_at: float = 0.0
 
 
 def attempt(task: Task, *, rules: Mapping[str, Rule], copier: Copier, attempts_max: int) -> Ending:
     """Copies one claimed entry. Never raises: whatever a copy meets is the entry's, not the thread's."""
+    task.began_at = time.time()
+    ending = _attempt(task, rules=rules, copier=copier, attempts_max=attempts_max)
+    task.ended_at = time.time()
+    return ending
+
+
+def _attempt(task: Task, *, rules: Mapping[str, Rule], copier: Copier, attempts_max: int) -> Ending:
     claim = task.claim
     if claim.attempts > attempts_max:
         text = f"{claim.attempts - 1} workers died or hung on this entry"
@@ -129,13 +138,14 @@ def _describe(error: Exception) -> tuple[str, str]:
     return "unexpected", f"{type(error).__name__}, see the log"
 
 
-def log_ending(ending: Ending) -> None:
+def log_ending(task: Task, ending: Ending) -> None:
     """The one line of log for an entry whose ending is on record."""
-    claim = ending.claim
+    claim = task.claim
     facts: dict[str, Any] = {
         "key": claim.key,
         "rule": claim.rule,
-        "ms": round((time.time() - claim.claimed_at) * 1000, 1),
+        "began_at": round(task.began_at, 4),
+        "ms": round((task.ended_at - task.began_at) * 1000, 1),
         "attempts": claim.attempts,
         "claim": claim.number,
     }

@@ -175,24 +175,24 @@ class Worker:
                         self._done.put(None)
                         break
                     batch.append(following)
-            self._finish([ending for _, ending in batch])
+            self._finish(batch)
             for task, _ in batch:
                 self._let_go(task)
             self._finished += len(batch)
             self._wake.set()
 
-    def _finish(self, endings: Sequence[Ending]) -> None:
+    def _finish(self, batch: Sequence[tuple[Task, Ending]]) -> None:
         """Commits, for as long as it takes: the leases are kept meanwhile, and fence it if they are not."""
-        while endings:
+        while True:
             try:
-                self._ledger.finish(endings)
+                self._ledger.finish([ending for _, ending in batch])
             except LedgerUnavailable as error:
-                log.warning("cannot settle", entries=len(endings), error=error.message)
+                log.warning("cannot settle", entries=len(batch), error=error.message)
                 time.sleep(TROUBLE_DELAY_S)
             else:
-                for ending in endings:
-                    log_ending(ending)
-                return
+                break
+        for task, ending in batch:
+            log_ending(task, ending)
 
     def _keep_loop(self) -> None:
         pause_s = min(self._options.lease_s / 4, DEAD_CHECK_S)
@@ -241,7 +241,7 @@ class Worker:
     def _work_and_finish(self, task: Task) -> Ending:
         try:
             ending = self._attempt(task)
-            self._finish([ending])
+            self._finish([(task, ending)])
             return ending
         finally:
             self._let_go(task)
