@@ -16,6 +16,9 @@ from botocore.exceptions import (
     NoCredentialsError,
     ParamValidationError,
 )
+from botocore.exceptions import (
+    ConnectionError as BotoConnectionError,
+)
 from minio.error import InvalidResponseError, S3Error, ServerError
 
 from webhook.errors import (
@@ -129,7 +132,7 @@ def boto_errors(operation: str, bucket: str, key: str) -> Iterator[None]:
         raise StoreRefused(f"cannot be sent: {error}", place) from error
     except NoCredentialsError as error:
         raise StoreDenied("no credentials", place, hint=_DENIED_HINT) from error
-    except (HTTPClientError, OSError) as error:
+    except (HTTPClientError, BotoConnectionError, OSError) as error:
         raise StoreUnavailable(f"no answer ({_kind(error)})", place, hint=_SILENT_HINT) from error
     except BotoCoreError as error:
         raise StoreFailed(f"{_kind(error)}: {error}", place) from error

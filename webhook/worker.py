@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -141,14 +141,9 @@ class Worker:
             if limit <= ahead // 2:
                 self._wake.wait(POLL_S)
                 continue
-            try:
-                taken = self._claim(min(limit, CLAIM_MAX))
-            except LedgerUnavailable as error:
-                log.warning("cannot claim", error=error.message)
-                self._stopping.wait(TROUBLE_DELAY_S)
-                continue
-            if not taken:
-                self._wake.wait(POLL_S)
+            with self._surviving("cannot claim"):
+                if not self._claim(min(limit, CLAIM_MAX)):
+                    self._wake.wait(POLL_S)
 
     def _claim(self, limit: int) -> int:
         asked_at = time.monotonic()
@@ -175,7 +170,8 @@ class Worker:
                         self._done.put(None)
                         break
                     batch.append(following)
-            self._finish(batch)
+            with self._surviving("cannot settle"):
+                self._finish(batch)
             for task, _ in batch:
                 self._let_go(task)
             self._finished += len(batch)
@@ -197,12 +193,22 @@ class Worker:
     def _keep_loop(self) -> None:
         pause_s = min(self._options.lease_s / 4, DEAD_CHECK_S)
         while True:
-            try:
+            with self._surviving("cannot prolong leases"):
                 self._keep_leases()
                 self._ledger.release_of(is_dead)
-            except LedgerUnavailable as error:
-                log.warning("cannot prolong leases", error=error.message)
             time.sleep(pause_s)
+
+    @contextlib.contextmanager
+    def _surviving(self, trouble: str) -> Iterator[None]:
+        """A loop outlives whatever one round of it meets; what it was about is found again by its lease."""
+        try:
+            yield
+        except LedgerUnavailable as error:
+            log.warning(trouble, error=error.message)
+            self._stopping.wait(TROUBLE_DELAY_S)
+        except Exception:
+            log.exception(trouble)
+            self._stopping.wait(TROUBLE_DELAY_S)
 
     def _keep_leases(self) -> None:
         with self._held_lock:

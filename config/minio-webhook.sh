@@ -1,0 +1,538 @@
+#!/bin/sh
+# Makes MinIO report every change of its buckets to this service, using MinIO's own client.
+#
+# Two notification targets, both bound to every bucket:
+#   REPLICATOR_NOW    without a queue: sent at once, tried once. The speed.
+#   REPLICATOR_QUEUE  with a queue on MinIO's disk: sent until accepted. The guarantee.
+# What a target delivers twice costs the service nothing. config/configure_minio.py does the same
+# without mc.
+set -eu
+set -f # words such as bucket names are split, never expanded
+umask 077
+
+NOW_ID=REPLICATOR_NOW # also the suffix of MINIO_NOTIFY_WEBHOOK_*: letters, digits and _ only
+QUEUE_ID=REPLICATOR_QUEUE
+QUEUE_LIMIT_EVENTS=100000
+EVENTS=put,delete
+ALIAS=replicator
+WAIT_DEFAULT_S=120
+PROBE_BOUND_S=5
+POLL_S=1
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+mode=set events_only=no dry_run=no may_restart=yes wait_s=$WAIT_DEFAULT_S
+work='' child='' changed=no restart_asked=no was_missing=no deadline=0 out=''
+
+usage() {
+    cat <<HELP
+Usage: config/minio-webhook.sh [options]
+
+Makes MinIO send the events of its buckets to this service. Safe to repeat. Notification
+configurations of other targets stay as they are.
+
+  --events-only    only bind the buckets: the targets are set by MINIO_NOTIFY_WEBHOOK_* in MinIO's
+                   own environment (config/minio/Dockerfile). With --remove: only unbind them.
+  --remove         take away our two targets and their events, nothing else
+  --no-restart     don't restart MinIO; wait until somebody else did
+  --wait SECONDS   how long to wait for the restarted MinIO ($WAIT_DEFAULT_S)
+  --dry-run        print what would be run, secrets masked; nothing is contacted or changed
+  --help
+
+Settings, from the environment, else from .env in the current folder or in the repository:
+  MINIO_ENDPOINT       http://host:9000 or https://host
+  MINIO_ACCESS_KEY, MINIO_SECRET_KEY    a MinIO administrator
+  MINIO_BUCKET         one bucket or several: a,b,c
+  WEBHOOK_URL          where MinIO reaches the service, e.g. http://replicator:8000/minio/events
+  WEBHOOK_AUTH_TOKEN   the token the service expects: one word
+  WEBHOOK_QUEUE_DIR    folder on MinIO's machine that survives a restart, e.g. /data/.replicator-events
+  WEBHOOK_QUEUE_LIMIT  events it may hold ($QUEUE_LIMIT_EVENTS); more are dropped by MinIO
+  MC                   MinIO's client, if it isn't mc, mcli or minio-client on PATH
+  SSL_CERT_FILE        the CA of a MinIO with a certificate of its own
+
+mc takes the webhook's token only as an argument: while it runs, other users of this machine could
+see it in the process list. config/configure_minio.py has no such moment.
+
+Exit status: 0 done, 1 failed, 2 wrong use.
+HELP
+}
+
+say() { printf '%s\n' "$*"; }
+warn() { printf 'minio-webhook: %s\n' "$*" >&2; }
+fail() {
+    warn "$*"
+    exit 1
+}
+misuse() {
+    warn "$*"
+    exit 2
+}
+
+# --- options and settings ---------------------------------------------------------------------
+
+parse_options() {
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --events-only) events_only=yes ;;
+            --remove) mode=remove ;;
+            --no-restart) may_restart=no ;;
+            --dry-run) dry_run=yes ;;
+            --wait)
+                [ $# -gt 1 ] || misuse "--wait needs a number of seconds"
+                shift
+                wait_s=$1
+                ;;
+            --wait=*) wait_s=${1#--wait=} ;;
+            --help | -h)
+                usage
+                exit 0
+                ;;
+            *) misuse "unknown option $1; --help lists them" ;;
+        esac
+        shift
+    done
+    case $wait_s in
+        '' | *[!0-9]* | ???????*) misuse "--wait needs a number of seconds, not '$wait_s'" ;;
+    esac
+}
+
+env_file=''
+find_env_file() {
+    for candidate in ./.env "$root/.env"; do
+        if [ -f "$candidate" ]; then
+            env_file=$candidate
+            return
+        fi
+    done
+}
+
+from_file() {
+    [ -n "$env_file" ] || return 0
+    found=$(sed -n "s/^[[:space:]]*\(export[[:space:]]\{1,\}\)\{0,1\}$1[[:space:]]*=[[:space:]]*//p" "$env_file" |
+        tail -n 1 | tr -d '\r')
+    case $found in
+        \"*) found=${found#?} && found=${found%%\"*} ;;
+        \'*) found=${found#?} && found=${found%%\'*} ;;
+        *) found=$(printf '%s' "$found" | sed 's/[[:space:]]#.*//; s/[[:space:]]*$//') ;;
+    esac
+    printf '%s' "$found"
+}
+
+# Sets the shell variable $1 from the environment or the file; it is not exported.
+load() {
+    eval "value=\${$1:-}"
+    [ -n "$value" ] || value=$(from_file "$1")
+    eval "$1=\$value"
+}
+
+problems=''
+problem() { problems="$problems
+  $*"; }
+
+load_settings() {
+    find_env_file
+    needed='MINIO_ENDPOINT MINIO_ACCESS_KEY MINIO_SECRET_KEY MINIO_BUCKET'
+    if [ $mode = set ] && [ $events_only = no ]; then
+        needed="$needed WEBHOOK_URL WEBHOOK_AUTH_TOKEN WEBHOOK_QUEUE_DIR"
+    fi
+    missing=''
+    for name in MINIO_ENDPOINT MINIO_ACCESS_KEY MINIO_SECRET_KEY MINIO_BUCKET \
+        WEBHOOK_URL WEBHOOK_AUTH_TOKEN WEBHOOK_QUEUE_DIR WEBHOOK_QUEUE_LIMIT; do
+        load $name
+        case " $needed " in
+            *" $name "*) [ -n "$value" ] || missing="$missing, $name" ;;
+        esac
+    done
+    [ -z "$missing" ] || problem "not set: ${missing#, } (in the environment or in .env)"
+    check_settings
+    [ -z "$problems" ] || misuse "the settings can't be used:$problems"
+}
+
+check_settings() {
+    MINIO_ENDPOINT=${MINIO_ENDPOINT%/}
+    check_url MINIO_ENDPOINT "$MINIO_ENDPOINT"
+    check_url WEBHOOK_URL "$WEBHOOK_URL"
+    case ${MINIO_ENDPOINT#*://} in
+        */*) problem "MINIO_ENDPOINT must have no path" ;;
+    esac
+    buckets=$(printf '%s' "$MINIO_BUCKET" | tr ',' ' ')
+    for bucket in $buckets; do
+        case $bucket in
+            *[!a-zA-Z0-9._-]*) problem "MINIO_BUCKET: '$bucket' is no bucket name" ;;
+        esac
+    done
+    check_word WEBHOOK_AUTH_TOKEN "$WEBHOOK_AUTH_TOKEN"
+    check_word WEBHOOK_QUEUE_DIR "$WEBHOOK_QUEUE_DIR"
+    case ${WEBHOOK_QUEUE_DIR:-/} in
+        /*) ;;
+        *) problem "WEBHOOK_QUEUE_DIR must begin with /" ;;
+    esac
+    WEBHOOK_QUEUE_LIMIT=${WEBHOOK_QUEUE_LIMIT:-$QUEUE_LIMIT_EVENTS}
+    case $WEBHOOK_QUEUE_LIMIT in
+        *[!0-9]*) problem "WEBHOOK_QUEUE_LIMIT must be a number" ;;
+    esac
+}
+
+check_url() {
+    check_word "$1" "$2"
+    case $2 in
+        *@*) problem "$1 must not contain credentials" ;;
+        '' | http://?* | https://?*) ;;
+        *) problem "$1 must begin with http:// or https://" ;;
+    esac
+}
+
+check_word() {
+    case $2 in
+        *[[:space:]\"\']*) problem "$1 must have no spaces and no quotes" ;;
+    esac
+}
+
+# --- mc ---------------------------------------------------------------------------------------
+
+# The real client's path, or a reason why there is none.
+find_mc() {
+    if [ -n "${MC:-}" ]; then
+        mc=$(command -v "$MC") || fail "MC=$MC can't be run"
+        is_real "$mc" || fail "MC=$MC is $impostor, not MinIO's client"
+        return
+    fi
+    impostors=''
+    for name in mc mcli minio-client "$root/.tools/bin/minio-client"; do
+        mc=$(command -v "$name") || continue
+        if is_real "$mc"; then
+            return
+        fi
+        impostors="$impostors; $mc is $impostor"
+    done
+    fail "MinIO's client is not on PATH${impostors}. Run scripts/get_mc.sh, or set MC to its path," \
+        "or use config/configure_minio.py, which needs no mc"
+}
+
+is_real() {
+    version=$("$1" --version 2>/dev/null </dev/null) || version=''
+    case $version in
+        *"Midnight Commander"*) impostor='Midnight Commander (a file manager)' ;;
+        *"version RELEASE."* | *MinIO* | *"go1."*) return 0 ;;
+        *) impostor='some other program' ;;
+    esac
+    return 1
+}
+
+clean_up() {
+    trap - EXIT INT TERM HUP
+    [ -z "$child" ] || kill "$child" 2>/dev/null || :
+    [ -z "$work" ] || rm -rf -- "$work"
+}
+
+# The keys go into a file that only this user can read and that lives as long as this script:
+# MC_HOST_<alias> can't hold every key (newer clients don't decode it, and split it at ':').
+open_session() {
+    trap clean_up EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap 'exit 129' HUP
+    work=$(mktemp -d "${TMPDIR:-/tmp}/minio-webhook.XXXXXX")
+    printf '{"version":"10","aliases":{"%s":{"url":"%s","accessKey":"%s","secretKey":"%s","api":"S3v4","path":"auto"}}}\n' \
+        "$ALIAS" "$MINIO_ENDPOINT" "$(json_text "$MINIO_ACCESS_KEY")" "$(json_text "$MINIO_SECRET_KEY")" \
+        >"$work/config.json"
+    unset MC_HOST_replicator
+    export MC_CONFIG_DIR="$work"
+}
+
+json_text() { printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g'; }
+
+# Runs mc in the background, so that Ctrl-C is heard at once. What it printed is in $out.
+run_mc() {
+    "$mc" "$@" >"$work/out" 2>&1 &
+    child=$!
+    status=0
+    wait "$child" || status=$?
+    child=''
+    out=$(cat "$work/out")
+    return $status
+}
+
+out_has() {
+    case $out in
+        *"$1"*) return 0 ;;
+    esac
+    return 1
+}
+
+unreachable() {
+    out_has 'dial tcp' || out_has 'connection re' || out_has 'EOF' || out_has 'imeout' ||
+        out_has 'no such host' || out_has 'ServerNotInitialized' || out_has 'ServiceUnavailable' ||
+        out_has 'broken pipe'
+}
+
+# Says what went wrong while doing $1, and what to do about it.
+explain() {
+    if out_has '"Code":"NoSuchBucket"'; then
+        hint="the bucket doesn't exist; create it, or correct MINIO_BUCKET"
+    elif out_has 'SignatureDoesNotMatch' || out_has 'InvalidAccessKeyId' || out_has 'AccessDenied'; then
+        hint="check MINIO_ACCESS_KEY and MINIO_SECRET_KEY; they must be an administrator's"
+    elif out_has 'not connected to target' || out_has 'targets are offline'; then
+        hint="MinIO can't reach WEBHOOK_URL; start the service first, or correct the address as seen from MinIO"
+    elif out_has 'x509'; then
+        hint="MinIO's certificate isn't trusted; set SSL_CERT_FILE to its CA"
+    elif out_has 'HTTP response to HTTPS'; then
+        hint="MINIO_ENDPOINT must begin with http://, this server has no TLS"
+    elif unreachable; then
+        hint="MinIO can't be reached at $MINIO_ENDPOINT; check MINIO_ENDPOINT, and that MinIO runs"
+    else
+        hint="see MinIO's log"
+    fi
+    fail "$1: $(reason). Hint: $hint"
+}
+
+# The innermost message of mc's JSON, without secrets.
+reason() {
+    text=$(printf '%s\n' "$out" | sed -n -E 's/.*"cause":\{"message":"(([^"\\]|\\.)*)".*/\1/p' | tail -n 1)
+    mask "${text:-$out}" "$WEBHOOK_AUTH_TOKEN" | {
+        IFS= read -r masked || :
+        mask "$masked" "$MINIO_SECRET_KEY"
+    }
+}
+
+# $1 with every $2 replaced by ***.
+mask() {
+    rest=$1 done_part=''
+    while [ -n "$2" ]; do
+        case $rest in
+            *"$2"*) ;;
+            *) break ;;
+        esac
+        done_part="$done_part${rest%%"$2"*}***"
+        rest=${rest#*"$2"}
+    done
+    printf '%s\n' "$done_part$rest"
+}
+
+# --- the service's end ------------------------------------------------------------------------
+
+check_webhook() {
+    if command -v curl >/dev/null; then
+        code=$(curl -s -o "$work/probe" -m $PROBE_BOUND_S -w '%{http_code}' -- "$WEBHOOK_URL") || code='no answer'
+    else
+        return 0
+    fi
+    [ "$code" = 200 ] ||
+        warn "warning: WEBHOOK_URL $WEBHOOK_URL does not answer 200 from here ($code)." \
+            "That is fine if only MinIO can reach it; otherwise start the service first"
+}
+
+# --- targets ----------------------------------------------------------------------------------
+
+# The settings of target $1, one word each.
+target_words() {
+    printf 'endpoint=%s auth_token=%s' "$WEBHOOK_URL" "$WEBHOOK_AUTH_TOKEN"
+    [ "$1" = $NOW_ID ] ||
+        printf ' queue_dir=%s queue_limit=%s' "$WEBHOOK_QUEUE_DIR" "$WEBHOOK_QUEUE_LIMIT"
+}
+
+target_is_set() {
+    run_mc admin config get $ALIAS "notify_webhook:$1" || return 1
+    have=" $(printf '%s' "$out" | tr '\n' ' ') "
+    for word in $(target_words "$1"); do
+        case $have in
+            *" $word "*) ;;
+            *) return 1 ;;
+        esac
+    done
+    case $1$have in
+        "$NOW_ID"*" queue_dir=/"*) return 1 ;;
+    esac
+}
+
+# Sets it even when it looks right: some servers show what they started with, not what is stored.
+set_target() {
+    did=unchanged
+    target_is_set "$1" || did=set
+    # shellcheck disable=SC2046 # the words were checked to have no spaces
+    run_mc --json admin config set $ALIAS "notify_webhook:$1" $(target_words "$1") ||
+        explain "target $1 can't be set"
+    [ $did = unchanged ] || changed=yes
+    say "target $1: $did"
+}
+
+reset_target() {
+    if run_mc --json admin config reset $ALIAS "notify_webhook:$1"; then
+        changed=yes
+        say "target $1: removed"
+    elif out_has 'already deleted' || out_has "doesn't exist"; then
+        say "target $1: was not set"
+    else
+        explain "target $1 can't be removed"
+    fi
+}
+
+# --- restart ----------------------------------------------------------------------------------
+
+# Asks MinIO to restart. False when somebody else must do it.
+restart_server() {
+    [ $may_restart = yes ] || return 1
+    if run_mc --json admin service restart $ALIAS; then
+        say "MinIO is restarting"
+        return 0
+    fi
+    case $out in
+        *NotImplemented*) warn "this server can't restart itself" ;;
+        *) warn "MinIO did not restart: $(reason)" ;;
+    esac
+    return 1
+}
+
+restart_and_wait() {
+    [ $restart_asked = no ] || return 0
+    restart_asked=yes
+    deadline=$(($(date +%s) + wait_s))
+    restart_server && return 0
+    restart_asked=by_hand
+    say "Restart your MinIO process now: it reads its targets only when it starts. Waiting up to $wait_s s ..."
+}
+
+# After a failed request: true when it is worth another try, within the time allowed.
+may_come_up() {
+    if out_has 'destination ARN'; then
+        was_missing=yes
+        [ $events_only = no ] || fail "MinIO has no target $1. Set MINIO_NOTIFY_WEBHOOK_*_$1 in its environment" \
+            "(config/minio/Dockerfile) and restart it, or run this without --events-only"
+        restart_and_wait
+    elif ! unreachable || [ $restart_asked = no ]; then
+        return 1
+    fi
+    [ "$(date +%s)" -lt "$deadline" ] || fail "target $1 is not live after $wait_s s. Restart MinIO while the" \
+        "service answers at WEBHOOK_URL, then run this again: it goes on where it stopped"
+    sleep $POLL_S
+}
+
+# --- buckets ----------------------------------------------------------------------------------
+
+# The configurations of bucket $1 for target $2, one JSON object a line, in $bindings.
+# An ARN's region is MinIO's own or empty.
+read_bindings() {
+    bindings=''
+    run_mc --json event list "$ALIAS/$1" || return 1
+    bindings=$(printf '%s' "$out" | tr -d ' \t\r\n' | sed 's/}{/}\
+{/g' | grep "\"arn\":\"arn:minio:sqs:[^:\"]*:$2:webhook\"") || :
+}
+
+is_wanted() {
+    case $1 in
+        *"}"*"}"* | *'"prefix":"'[!\"]* | *'"suffix":"'[!\"]*) return 1 ;;
+        *'"event":["s3:ObjectCreated:*","s3:ObjectRemoved:*"]'*) ;;
+        *'"event":["s3:ObjectRemoved:*","s3:ObjectCreated:*"]'*) ;;
+        *) return 1 ;;
+    esac
+}
+
+unbind_found() {
+    for arn in $(printf '%s\n' "$bindings" | sed 's/.*"arn":"\([^"]*\)".*/\1/' | sort -u); do
+        run_mc --json event remove "$ALIAS/$1" "$arn" --event '' || return 1
+    done
+}
+
+# One try to bind target $2 to bucket $1: the whole bucket, what is written and what is deleted.
+try_to_bind() {
+    read_bindings "$1" "$2" || return 1
+    if is_wanted "$bindings"; then
+        say "bucket $1: $2 unchanged"
+        return 0
+    fi
+    unbind_found "$1" || return 1
+    run_mc --json event add "$ALIAS/$1" "arn:minio:sqs::$2:webhook" --event $EVENTS --ignore-existing || return 1
+    say "bucket $1: $2 added"
+}
+
+bind_bucket() {
+    until try_to_bind "$1" "$2"; do
+        may_come_up "$2" || explain "bucket $1 can't be bound to $2"
+    done
+}
+
+unbind_bucket() {
+    if ! read_bindings "$1" "$2"; then
+        out_has '"Code":"NoSuchBucket"' || explain "bucket $1 can't be read"
+        say "bucket $1: does not exist"
+    elif [ -z "$bindings" ]; then
+        say "bucket $1: $2 was not bound"
+    else
+        unbind_found "$1" || explain "bucket $1 can't be unbound from $2"
+        say "bucket $1: $2 removed"
+    fi
+}
+
+# --- the three ways to run --------------------------------------------------------------------
+
+print_commands() {
+    say "Would run, with the keys for $MINIO_ENDPOINT in a private configuration folder:"
+    for id in $NOW_ID $QUEUE_ID; do
+        [ $mode$events_only != setno ] ||
+            say "mc admin config set $ALIAS notify_webhook:$id $(WEBHOOK_AUTH_TOKEN='***' && target_words $id)"
+    done
+    [ $mode$events_only$may_restart != setnoyes ] || say "mc admin service restart $ALIAS"
+    for bucket in $buckets; do
+        for id in $NOW_ID $QUEUE_ID; do
+            arn="arn:minio:sqs::$id:webhook"
+            if [ $mode = set ]; then
+                say "mc event add $ALIAS/$bucket $arn --event $EVENTS --ignore-existing"
+            else
+                say "mc event remove $ALIAS/$bucket $arn --event ''"
+            fi
+        done
+    done
+    for id in $NOW_ID $QUEUE_ID; do
+        [ $mode$events_only != removeno ] || say "mc admin config reset $ALIAS notify_webhook:$id"
+    done
+    [ $mode$events_only$may_restart != removenoyes ] || say "mc admin service restart $ALIAS"
+    say "Nothing was changed."
+}
+
+set_up() {
+    for bucket in $buckets; do
+        read_bindings "$bucket" $NOW_ID || explain "bucket $bucket can't be read"
+    done
+    if [ $events_only = no ]; then
+        check_webhook
+        set_target $NOW_ID
+        set_target $QUEUE_ID
+        [ $changed = no ] || restart_and_wait
+    fi
+    for bucket in $buckets; do
+        bind_bucket "$bucket" $NOW_ID
+        bind_bucket "$bucket" $QUEUE_ID
+    done
+    if [ $changed$restart_asked$was_missing = yesby_handno ]; then
+        warn "warning: MinIO had targets of this name before; the new settings count once it was restarted"
+    fi
+    say "Done: MinIO reports every change to the service."
+}
+
+remove() {
+    for bucket in $buckets; do
+        unbind_bucket "$bucket" $NOW_ID
+        unbind_bucket "$bucket" $QUEUE_ID
+    done
+    if [ $events_only = no ]; then
+        reset_target $NOW_ID
+        reset_target $QUEUE_ID
+        if [ $changed = yes ] && ! restart_server; then
+            say "Restart your MinIO process when it suits you; until then the idle targets stay in its memory."
+        fi
+    fi
+    say "Done: MinIO no longer reports to the service."
+}
+
+parse_options "$@"
+load_settings
+if [ $dry_run = yes ]; then
+    print_commands
+    exit 0
+fi
+find_mc
+open_session
+if [ $mode = set ]; then
+    set_up
+else
+    remove
+fi

@@ -1,0 +1,156 @@
+"""The whole service as processes: a MinIO-API source with notifications, the replicator, a target."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import minio
+import pytest
+import urllib3
+from minio.notificationconfig import NotificationConfig, QueueConfig
+
+from scripts.local_servers import Gateway, SeaweedFS
+from scripts.local_service import WEBHOOK_AUTH_TOKEN, Replicator
+from scripts.local_tools import CheckResult, rclone_check
+
+BUCKET = "source"
+ARNS = ("arn:minio:sqs::NOW:webhook", "arn:minio:sqs::QUEUE:webhook")
+
+
+def until(condition: Callable[[], Any], *, bound_s: float, what: str) -> Any:
+    """The condition's value once it is true; fails after `bound_s`."""
+    deadline = time.monotonic() + bound_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {bound_s:.0f} s: {what}"
+        time.sleep(0.05)
+
+
+@dataclass
+class Stack:
+    """A source, the service and a target, wired together."""
+
+    source: Gateway
+    target: SeaweedFS
+    target_bucket: str
+    service: Replicator
+
+    def put(self, key: str, body: bytes, **more: Any) -> str:
+        """Uploads to the source in one request; gives the ETag."""
+        done = self.client().put_object(
+            bucket_name=BUCKET, object_name=key, data=io.BytesIO(body), length=len(body), **more
+        )
+        return str(done.etag)
+
+    def client(self) -> minio.Minio:
+        """A client of the source that waits out nothing and repeats nothing."""
+        return self.source.client(urllib3.PoolManager(retries=False, timeout=60))
+
+    def put_many(self, keys: list[str], body_of: Callable[[str], bytes], *, clients: int) -> None:
+        """Uploads by several clients at once."""
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(lambda key: self.put(key, body_of(key)), keys))
+
+    def target_etag(self, key: str) -> str | None:
+        """The ETag at the target, None where there is no such object."""
+        try:
+            found = self.target.client().stat_object(bucket_name=self.target_bucket, object_name=key)
+        except minio.S3Error:
+            return None
+        return (found.etag or "").strip('"')
+
+    def target_body(self, key: str) -> bytes:
+        """The content at the target."""
+        answer = self.target.client().get_object(bucket_name=self.target_bucket, object_name=key)
+        with answer:
+            return bytes(answer.read())
+
+    def wait_until_settled(self, *, entries: int, bound_s: float) -> None:
+        """Until that many entries are settled and none is anything else."""
+
+        def quiet() -> bool:
+            return self.service.settled() >= entries and self.service.unsettled() == 0
+
+        until(quiet, bound_s=bound_s, what=f"{entries} entries settled and none waiting")
+
+    def compare(self) -> CheckResult:
+        """The verdict of a tool of another make, which reads every byte of both sides."""
+        return rclone_check(self.source, BUCKET, self.target, self.target_bucket, download=True)
+
+    def log_lines(self, path: Path | None = None) -> list[dict[str, Any]]:
+        """The service's log, which must run with LOG_FORMAT=json."""
+        lines = (path or self.service.log_path).read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+@pytest.fixture
+def stack(
+    tmp_path: Path, seaweed: SeaweedFS, new_bucket: Callable[[SeaweedFS], str]
+) -> Iterator[Callable[..., Stack]]:
+    """Starts a stack; `environ` adds settings of the service."""
+    started: list[Stack] = []
+
+    def start(**environ: str) -> Stack:
+        source = Gateway(tmp_path / "source").start()
+        bucket = new_bucket(seaweed)
+        service = Replicator(
+            tmp_path / "service",
+            source=source,
+            source_bucket=BUCKET,
+            target=seaweed,
+            target_bucket=bucket,
+            environ={"LOG_FORMAT": "json", **environ},
+        )
+        made = Stack(source=source, target=seaweed, target_bucket=bucket, service=service)
+        started.append(made)
+        service.start()
+        source.client().make_bucket(bucket_name=BUCKET)
+        notify(source, service.events_url, queue_dir=tmp_path / "queue")
+        return made
+
+    yield start
+    for made in started:
+        made.service.stop()
+        made.source.stop()
+
+
+def notify(source: Gateway, events_url: str, *, queue_dir: Path) -> None:
+    """Two notification targets, one direct and one that keeps what it could not deliver."""
+    queue_dir.mkdir(exist_ok=True)
+    environ = {"MINIO_NOTIFY_WEBHOOK_QUEUE_DIR_QUEUE": str(queue_dir)}
+    for name in ("NOW", "QUEUE"):
+        environ[f"MINIO_NOTIFY_WEBHOOK_ENABLE_{name}"] = "on"
+        environ[f"MINIO_NOTIFY_WEBHOOK_ENDPOINT_{name}"] = events_url
+        environ[f"MINIO_NOTIFY_WEBHOOK_AUTH_TOKEN_{name}"] = WEBHOOK_AUTH_TOKEN
+    source.restart(environ=environ)
+    config = NotificationConfig(
+        queue_config_list=[
+            QueueConfig(queue=arn, events=["s3:ObjectCreated:*", "s3:ObjectRemoved:*"], config_id=arn)
+            for arn in ARNS
+        ]
+    )
+
+    def accepted() -> bool:
+        try:
+            source.client().set_bucket_notification(bucket_name=BUCKET, config=config)
+        except minio.S3Error:
+            return False
+        return True
+
+    until(accepted, bound_s=20, what="the notification targets are live")
+
+
+def content(key: str) -> bytes:
+    """Some bytes that no other key has, 1 to 12 kB of them."""
+    seed = hashlib.sha256(key.encode()).digest()
+    return seed * (32 + seed[0])
