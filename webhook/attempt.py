@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ def _known(claim: Claim) -> Known:
     return Known(
         source_etag=claim.source_etag or "",
         target_etag=claim.target_etag or "",
+        lost=frozenset(json.loads(claim.lost)),
         upload=claim.upload or "",
     )
 

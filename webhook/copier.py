@@ -12,21 +12,20 @@ import hashlib
 import json
 import threading
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 from webhook.errors import IntegrityError, NoSuchKey, Place, StoreError, StoreRefused
+from webhook.holdings import Holdings
 from webhook.layout import OWN_PART_BYTES, Part, part_size_for, parts
+from webhook.memory import MemoryBudget
 from webhook.objects import ObjectInfo, Properties, same_content
 from webhook.rules import Rule
 from webhook.settings import CopySettings
 from webhook.stores import Attributes, Reading, Source, Target, Written
 
 PART_THREADS_MAX = 32
-NO_TYPE = frozenset(("", "binary/octet-stream", "application/octet-stream"))
-"""What stores answer for an object that was given no Content-Type."""
 
 
 class OutcomeKind(enum.StrEnum):
@@ -58,6 +57,8 @@ class Known:
 
     source_etag: str = ""
     target_etag: str = ""
+    lost: frozenset[str] = frozenset()
+    """What the target could not hold."""
     upload: str = ""
     """The note of an upload that was not finished."""
 
@@ -88,6 +89,7 @@ class Copier:
         self._source = source
         self._target = target
         self._settings = settings
+        self._holdings = Holdings()
         self._budget = MemoryBudget(settings.memory_budget_bytes)
         threads = min(PART_THREADS_MAX, settings.memory_budget_bytes // OWN_PART_BYTES + 1)
         self._part_threads = ThreadPoolExecutor(threads, thread_name_prefix="part")
@@ -131,6 +133,7 @@ class Copier:
         else:
             reading.close()
             written, lost = self._copy_parts(job, info, attributes)
+        lost += self._find_lost(job, info.properties, written)
         return Outcome(
             kind=OutcomeKind.REPLICATED,
             size=info.size,
@@ -142,6 +145,14 @@ class Copier:
             lost=lost,
         )
 
+    def _find_lost(self, job: _Job, sent: Properties, written: Written) -> tuple[str, ...]:
+        """Looks what the target made of properties it was not sent before, and remembers."""
+        if not self._holdings.knows(sent):
+            found = self._target.head(job.rule.target_bucket, job.key)
+            if found and found.etag == written.etag:
+                self._holdings.learn(sent, found)
+        return self._holdings.lost(sent)
+
     # ── is there anything to do? ─────────────────────────────────────────────────────────────────────
 
     def _is_equal(self, job: _Job, wanted: ObjectInfo, present: ObjectInfo, known: Known) -> bool:
@@ -150,8 +161,11 @@ class Copier:
         content = same_content(wanted, present) or (
             on_record and wanted.etag != "" and wanted.size == present.size
         )
-        if not content or _comparable(wanted.properties) != _comparable(present.properties):
+        shown = self._holdings.same(wanted.properties, present.properties, lost_before=known.lost)
+        if not content or not shown:
             return False
+        if "tags" in known.lost:
+            return True
         if not wanted.tag_count and not present.tag_count:
             return True
         return self._source.tags(job.rule.source_bucket, job.key) == self._target.tags(
@@ -328,40 +342,6 @@ class _WholeDigest:
         return self._md5.hexdigest()
 
 
-class MemoryBudget:
-    """Bytes of object data a process may hold. First come, first served, so that large takers get through."""
-
-    def __init__(self, total_bytes: int) -> None:
-        self._free = total_bytes
-        self._queue: deque[object] = deque()
-        self._changed = threading.Condition()
-
-    def take(self, size: int) -> None:
-        """Waits until `size` bytes, at most the whole budget, are free."""
-        ticket = object()
-        with self._changed:
-            self._queue.append(ticket)
-            self._changed.wait_for(lambda: self._queue[0] is ticket and self._free >= size)
-            self._queue.popleft()
-            self._free -= size
-            self._changed.notify_all()
-
-    def give_back(self, size: int) -> None:
-        """Returns what was taken."""
-        with self._changed:
-            self._free += size
-            self._changed.notify_all()
-
-    @contextlib.contextmanager
-    def taken(self, size: int) -> Iterator[None]:
-        """Takes `size` bytes for the time of the block."""
-        self.take(size)
-        try:
-            yield
-        finally:
-            self.give_back(size)
-
-
 def _unchanged(
     present: ObjectInfo, *, source: ObjectInfo | None = None, lost: tuple[str, ...] = ()
 ) -> Outcome:
@@ -373,19 +353,6 @@ def _unchanged(
         target_etag=present.etag,
         cid=present.cid,
         lost=lost,
-    )
-
-
-def _comparable(properties: Properties) -> tuple[object, ...]:
-    kind = "" if properties.content_type in NO_TYPE else properties.content_type
-    return (
-        kind,
-        properties.content_encoding,
-        properties.content_disposition,
-        properties.content_language,
-        properties.cache_control,
-        properties.expires,
-        dict(properties.metadata),
     )
 
 

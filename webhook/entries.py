@@ -53,6 +53,8 @@ class Claim:
     source_etag: str | None
     target_etag: str | None
     upload: str | None
+    lost: str
+    """JSON list, as `history`."""
     history: str
 
 

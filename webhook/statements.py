@@ -38,7 +38,7 @@ ATTEMPTS_REMEMBERED = 20
 ROW = ENTRIES.c
 _CLAIM_COLUMNS = (
     *("rule", "key", "generation", "lane", "attempts", "backoff_s", "event_at"),
-    *("source_etag", "target_etag", "upload", "history"),
+    *("source_etag", "target_etag", "upload", "lost", "history"),
 )
 
 

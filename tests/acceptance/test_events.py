@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sqlite3
 import time
 from collections.abc import Callable
@@ -93,7 +94,7 @@ def test_one_key_overwritten_fast_is_never_copied_twice_at_once_and_ends_with_th
         if line.get("key") == "hot" and line["event"] == "settled"
     )
     assert len(copies) >= 2
-    for (_, ended), (began, _) in zip(copies, copies[1:], strict=False):
+    for (_, ended), (began, _) in itertools.pairwise(copies):
         assert ended <= began
 
 

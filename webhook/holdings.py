@@ -1,0 +1,77 @@
+"""What a target holds of an object besides its bytes: found by looking, remembered, never guessed.
+
+A trait is one thing an object can have: a header, its user metadata as a whole, its tags. Content-Type
+counts with its value, because stores keep some types and replace others by one of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from webhook.objects import ObjectInfo, Properties
+
+NO_TYPE = frozenset(("", "binary/octet-stream", "application/octet-stream"))
+"""What stores answer for an object that was given no type; some put in its place what the key's ending
+suggests to them. It counts as no trait, so that such a guess is no difference."""
+TRAITS_MAX = 4096
+"""Remembered at most; then all are found anew."""
+
+
+def traits(properties: Properties) -> dict[str, object]:
+    """Name → value of each trait that is there."""
+    kind = "" if properties.content_type in NO_TYPE else properties.content_type
+    named = {
+        f"content-type: {kind}": kind,
+        "content-encoding": properties.content_encoding,
+        "content-disposition": properties.content_disposition,
+        "content-language": properties.content_language,
+        "cache-control": properties.cache_control,
+        "expires": properties.expires,
+        "metadata": dict(properties.metadata),
+    }
+    return {name: value for name, value in named.items() if value}
+
+
+class Holdings:
+    """What one target was found to hold and not to hold. Thread-safe: sets only grow or are emptied."""
+
+    def __init__(self) -> None:
+        self._held: set[str] = set()
+        self._lost: set[str] = set()
+
+    def knows(self, properties: Properties) -> bool:
+        """Whether each trait was seen at the target before."""
+        return traits(properties).keys() <= self._held | self._lost
+
+    def learn(self, sent: Properties, found: ObjectInfo) -> None:
+        """Takes note of what the target shows after it was sent these properties."""
+        if len(self._held) + len(self._lost) > TRAITS_MAX:
+            self._held.clear()
+            self._lost.clear()
+        shown = traits(found.properties)
+        for name, value in traits(sent).items():
+            (self._held if shown.get(name) == value else self._lost).add(name)
+
+    def lost(self, properties: Properties) -> tuple[str, ...]:
+        """The traits of these properties that the target does not hold."""
+        return tuple(name for name in traits(properties) if name in self._lost)
+
+    def same(self, wanted: Properties, present: Properties, *, lost_before: frozenset[str]) -> bool:
+        """Whether the target shows all of `wanted` that it can hold, and nothing else.
+
+        `lost_before` is what the last copy left on record as lost.
+        """
+        expected = traits(wanted)
+        unheld = {_header(name) for name in expected if name in self._lost | lost_before}
+        if wanted.content_type in NO_TYPE:
+            unheld.add("content-type")
+        return _without(expected, unheld) == _without(traits(present), unheld)
+
+
+def _without(named: Mapping[str, object], headers: set[str]) -> dict[str, object]:
+    """A target may show something of its own in the place of what it cannot hold: that goes too."""
+    return {name: value for name, value in named.items() if _header(name) not in headers}
+
+
+def _header(trait: str) -> str:
+    return trait.partition(":")[0]
