@@ -150,7 +150,7 @@ class Setup:
     def __init__(self, settings: Settings, options: argparse.Namespace) -> None:
         self.settings = settings
         self.options = options
-        self.changed = self.asked_by_hand = self.was_missing = False
+        self.changed = self.asked_by_hand = self.was_down = False
         self.deadline: float | None = None  # set when a restart was asked for
         url = urlsplit(settings.endpoint)
         keys = StaticProvider(access_key=settings.access_key, secret_key=settings.secret_key)
@@ -176,7 +176,7 @@ class Setup:
         for bucket in self.settings.buckets:
             for target_id in IDS:
                 self.bind(bucket, target_id)
-        if self.changed and self.asked_by_hand and not self.was_missing:
+        if self.changed and self.asked_by_hand and not self.was_down:
             warn(
                 "warning: MinIO had targets of this name before; the new settings count once it was restarted"
             )
@@ -267,7 +267,7 @@ class Setup:
     def may_come_up(self, target_id: str, error: Exception) -> bool:
         """Pauses and says True when another try is worth it. Raises: SetupError at the deadline."""
         if "destination ARN" in str(error):
-            self.was_missing = True
+            self.was_down = True
             if self.options.events_only:
                 raise SetupError(
                     f"MinIO has no target {target_id}. Set MINIO_NOTIFY_WEBHOOK_*_{target_id} in its "
@@ -276,6 +276,8 @@ class Setup:
             self.restart_and_wait()
         elif self.deadline is None or not is_unreachable(error):
             return False
+        else:
+            self.was_down = True
         if self.deadline is None or time.monotonic() >= self.deadline:
             raise SetupError(
                 f"target {target_id} is not live after {self.options.wait} s. Restart MinIO while the "

@@ -21,7 +21,7 @@ POLL_S=1
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 mode=set events_only=no dry_run=no may_restart=yes wait_s=$WAIT_DEFAULT_S
-work='' child='' changed=no restart_asked=no was_missing=no deadline=0 out=''
+work='' child='' changed=no restart_asked=no was_down=no deadline=0 out=''
 
 usage() {
     cat <<HELP
@@ -394,12 +394,14 @@ restart_and_wait() {
 # After a failed request: true when it is worth another try, within the time allowed.
 may_come_up() {
     if out_has 'destination ARN'; then
-        was_missing=yes
+        was_down=yes
         [ $events_only = no ] || fail "MinIO has no target $1. Set MINIO_NOTIFY_WEBHOOK_*_$1 in its environment" \
             "(config/minio/Dockerfile) and restart it, or run this without --events-only"
         restart_and_wait
     elif ! unreachable || [ $restart_asked = no ]; then
         return 1
+    else
+        was_down=yes
     fi
     [ "$(date +%s)" -lt "$deadline" ] || fail "target $1 is not live after $wait_s s. Restart MinIO while the" \
         "service answers at WEBHOOK_URL, then run this again: it goes on where it stopped"
@@ -502,7 +504,7 @@ set_up() {
         bind_bucket "$bucket" $NOW_ID
         bind_bucket "$bucket" $QUEUE_ID
     done
-    if [ $changed$restart_asked$was_missing = yesby_handno ]; then
+    if [ $changed$restart_asked$was_down = yesby_handno ]; then
         warn "warning: MinIO had targets of this name before; the new settings count once it was restarted"
     fi
     say "Done: MinIO reports every change to the service."
