@@ -11,12 +11,12 @@ from typing import Any
 
 from gunicorn.glogging import Logger
 
-from webhook import logs, settings
-from webhook.errors import SettingsError
+from webhook import database, logs, settings
+from webhook.errors import ReplicatorError
 
 try:
     configured = settings.load()
-except SettingsError as error:
+except ReplicatorError as error:
     print(f"{error.message}\n{error.hint}", file=sys.stderr)
     sys.exit(2)
 
@@ -53,6 +53,15 @@ class OneLog(Logger):  # type: ignore[misc] # gunicorn has no types
 
 
 logger_class = OneLog
+
+
+def on_starting(_server: Any) -> None:
+    """Creates or upgrades the ledger's tables before any process needs them."""
+    try:
+        database.prepare(configured.database_url)
+    except ReplicatorError as error:
+        print(f"{error.message}\n{error.hint}", file=sys.stderr)
+        sys.exit(2)
 
 
 def when_ready(server: Any) -> None:

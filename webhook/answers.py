@@ -5,8 +5,11 @@ Told apart by type, HTTP status and the store's own error code, never by the tex
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+from xml.etree.ElementTree import ParseError
 
 import urllib3
 from botocore.exceptions import (
@@ -19,6 +22,7 @@ from botocore.exceptions import (
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
 )
+from botocore.parsers import ResponseParserError
 from minio.error import InvalidResponseError, S3Error, ServerError
 
 from webhook.errors import (
@@ -55,6 +59,7 @@ _HINTS = {
     "RequestTimeTooSkewed": "Set this machine's clock.",
 }
 _DENIED_HINT = "Check the keys, their permissions, the region and the bucket's name in the settings."
+_NOT_S3_HINT = "Check the endpoint in the settings, and what stands between it and this service."
 _SILENT_HINT = "Check that the store runs and that its endpoint in the settings is right."
 
 
@@ -89,12 +94,25 @@ def _answered(code: str, status: int, text: str, place: Place, *, headers: Mappi
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Retry-After in seconds; its other form, a date, is not used by S3 stores (RFC 9110, 10.2.3)."""
     value = headers.get("retry-after") or headers.get("Retry-After") or ""
-    return float(value) if value.isdigit() else None
+    is_number = value.isascii() and value.isdigit() and len(value) < 9
+    return min(float(value), RETRY_AFTER_MAX_S) if is_number else None
+
+
+RETRY_AFTER_MAX_S = 3600.0
+
+
+class LastAnswer(threading.local):
+    """The last answer of a store that this thread got; None: there was none."""
+
+    response: urllib3.BaseHTTPResponse | None = None
 
 
 @contextmanager
-def minio_errors(operation: str, bucket: str, key: str) -> Iterator[None]:
+def minio_errors(operation: str, bucket: str, key: str, *, last: LastAnswer) -> Iterator[None]:
+    """Translates what minio and urllib3 raise in the block."""
     place = Place(side="source", operation=operation, bucket=bucket, key=key)
+    not_s3 = StoreFailed("gave an answer that is not S3's", place, hint=_NOT_S3_HINT)
+    last.response = None
     try:
         yield
     except S3Error as error:
@@ -102,23 +120,38 @@ def minio_errors(operation: str, bucket: str, key: str) -> Iterator[None]:
         raise _answered(
             error.code or "", answer.status, error.message or "", place, headers=answer.headers
         ) from error
-    except ServerError as error:
-        raise _answered("", error.status_code, "", place, headers={}) from error
-    except InvalidResponseError as error:
-        raise StoreFailed("gave an answer that is not S3's", place, hint=_SILENT_HINT) from error
+    except (ServerError, InvalidResponseError) as error:
+        said = last.response
+        if said is None or said.status < 400:
+            raise not_s3 from error
+        raise _answered("", said.status, "", place, headers=said.headers) from error
     except (urllib3.exceptions.IncompleteRead, urllib3.exceptions.ProtocolError) as error:
         raise StoreFailed("broke off its answer", place) from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise StoreUnavailable(f"no answer ({_kind(error)})", place, hint=_SILENT_HINT) from error
+    except ParseError as error:
+        raise not_s3 from error
     except ValueError as error:
+        if last.response is not None:  # it was asked, and answered what minio cannot read
+            raise not_s3 from error
         raise StoreRefused(f"cannot be asked for: {error}", place) from error
 
 
 @contextmanager
-def boto_errors(operation: str, bucket: str, key: str) -> Iterator[None]:
+def boto_errors(
+    operation: str, bucket: str, key: str, *, wanted: str = ""
+) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+    """Translates what botocore raises in the block; gives a check that an answer has what it must."""
     place = Place(side="target", operation=operation, bucket=bucket, key=key)
+    not_s3 = StoreFailed("gave an answer that is not S3's", place, hint=_NOT_S3_HINT)
+
+    def checked(answer: dict[str, Any]) -> dict[str, Any]:
+        if wanted and wanted not in answer:
+            raise not_s3
+        return answer
+
     try:
-        yield
+        yield checked
     except ClientError as error:
         told, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
         raise _answered(
@@ -134,6 +167,8 @@ def boto_errors(operation: str, bucket: str, key: str) -> Iterator[None]:
         raise StoreDenied("no credentials", place, hint=_DENIED_HINT) from error
     except (HTTPClientError, BotoConnectionError, OSError) as error:
         raise StoreUnavailable(f"no answer ({_kind(error)})", place, hint=_SILENT_HINT) from error
+    except ResponseParserError as error:
+        raise not_s3 from error
     except BotoCoreError as error:
         raise StoreFailed(f"{_kind(error)}: {error}", place) from error
 

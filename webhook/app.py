@@ -51,7 +51,7 @@ class NotFound(ReplicatorError):
 class _KeyConverter(BaseConverter):
     """The rest of the path as an object key: slashes anywhere, also first and last."""
 
-    regex = ".+"
+    regex = r"[\s\S]+"
     part_isolating = False
 
 
@@ -226,7 +226,7 @@ def _entry_link(rule: Rule, key: str) -> str:
 @_api.get("/entries/<rule>/<key:key>")
 def entry(rule: str, key: str) -> Response:
     """Everything known about one key, with its latest attempts."""
-    found = _ledger().entry(rule, key)
+    found = None if events.key_problem(key) or events.key_problem(rule) else _ledger().entry(rule, key)
     if found is None:
         raise NotFound("nobody has asked for that key yet", hint="POST /v1/replicate copies it now.")
     return jsonify(found)
@@ -263,6 +263,8 @@ def _narrowed(asked: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in asked.items():
         if name not in ("rule", "prefix", "reason") or not isinstance(value, str):
             raise BadRequest(f"cannot narrow by {name!r}", hint="Use rule, prefix and reason, each a string.")
+        if value and (problem := events.key_problem(value)):
+            raise BadRequest(f"{name} cannot be used: {problem}", hint="Send text as it is in the entries.")
     return {"rule": asked.get("rule"), "prefix": asked.get("prefix", ""), "error_code": asked.get("reason")}
 
 

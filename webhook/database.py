@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import sqlalchemy as sa
 from alembic import command
@@ -77,6 +78,19 @@ QUARANTINE = sa.Table(
 )
 
 
+_PREPARED: set[str] = set()
+
+
+def prepare(database_url: str) -> None:
+    """Creates or upgrades the tables once for this process and those it forks; keeps no connection.
+
+    So a web process that is started anew while the database is away comes up all the same.
+    Raises: as `connect`.
+    """
+    connect(database_url).dispose()
+    _PREPARED.add(database_url)
+
+
 def connect(database_url: str) -> sa.Engine:
     """An engine for a `DATABASE_URL`, its folder made, its tables there and of this version.
 
@@ -86,7 +100,12 @@ def connect(database_url: str) -> sa.Engine:
     url = parse_url(database_url)
     with translated_errors():
         engine = _sqlite(url) if url.get_backend_name() == "sqlite" else _postgresql(url)
-        _prepare(engine)
+        try:
+            if database_url not in _PREPARED:
+                _prepare(engine)
+        except BaseException:
+            engine.dispose()
+            raise
     return engine
 
 
@@ -97,7 +116,7 @@ def parse_url(database_url: str) -> sa.URL:
     """
     try:
         url = sa.make_url(database_url)
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):
         raise SettingsError(["DATABASE_URL is no database URL; like sqlite:///data/replicator.db"]) from None
     backend = {"postgres": "postgresql"}.get(url.get_backend_name(), url.get_backend_name())
     if backend == "sqlite" and url.database and url.database != ":memory:":
@@ -105,7 +124,7 @@ def parse_url(database_url: str) -> sa.URL:
     if backend == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
         if (url.host or "").lower().startswith("%2f"):
-            return url.set(host=None).update_query_dict({"host": (url.host or "").replace("%2F", "/")})
+            return url.set(host=None).update_query_dict({"host": unquote(url.host or "")})
         return url
     raise SettingsError(
         ["DATABASE_URL must name an SQLite file (sqlite:///…) or PostgreSQL (postgresql://…)"]
@@ -119,8 +138,9 @@ def translated_errors() -> Iterator[None]:
         yield
     except (sa.exc.DBAPIError, sa.exc.TimeoutError, OSError) as error:
         cause = getattr(error, "orig", None) or error
+        first_line = (str(cause).splitlines() or [""])[0]
         raise LedgerUnavailable(
-            f"the ledger cannot be used now: {type(cause).__name__}: {str(cause).splitlines()[0]}",
+            f"the ledger cannot be used now: {type(cause).__name__}: {first_line}",
             hint="Check that its disk has room, that no other program locks the file, "
             "or that PostgreSQL runs and DATABASE_URL is right.",
         ) from error

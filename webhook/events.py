@@ -62,9 +62,14 @@ def parse(body: bytes) -> Notification:
     Raises: BadRequest when the body is not JSON or not an object.
     """
     try:
-        document = json.loads(body)
+        return _read(json.loads(body))
     except (ValueError, RecursionError):
-        raise BadRequest("the body is not JSON", hint="Send MinIO's notification as it is.") from None
+        raise BadRequest(
+            "the body is not JSON, or is nested too deeply", hint="Send MinIO's notification as it is."
+        ) from None
+
+
+def _read(document: object) -> Notification:
     if not isinstance(document, dict):
         raise BadRequest("the body is not a JSON object", hint="Send MinIO's notification as it is.")
     records = document.get("Records")

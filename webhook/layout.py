@@ -17,9 +17,10 @@ OBJECT_MAX_BYTES = 5 * 1024 * 1024 * MIB
 OWN_PART_BYTES = 16 * MIB
 """The part size where the source's is not to be repeated, unless the object is too large for it."""
 USUAL_PART_BYTES = tuple(
-    n * MIB for n in (5, 8, 16, 10, 15, 20, 25, 32, 50, 64, 100, 128, 256, 512, 1024, 2048, 4096, 5120)
+    n * MIB for n in (8, 16, 5, 64, 10, 15, 32, 100, 50, 20, 25, 128, 256, 512, 1024, 2048, 4096, 5120)
 )
-"""What clients upload in: minio-go 16, boto3 and the AWS CLI 8, rclone and minio-py 5, s3cmd 15, …"""
+"""What clients upload in, the most common first: boto3 and the AWS CLI 8, mc and minio-go 16, rclone and
+minio-py 5, …"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,27 +32,29 @@ class Part:
     size: int
 
 
-def part_size_for(size: int, *, parts_count: int, memory_bytes: int) -> int:
-    """The part size for an object of `size` bytes that has `parts_count` parts at the source (0: none).
+def likely_part_sizes(size: int, parts_count: int) -> list[int]:
+    """The usual part sizes that cut `size` bytes into this many parts, the most common first."""
+    return [each for each in USUAL_PART_BYTES if count(size, each) == parts_count <= PARTS_MAX]
 
-    A usual size that gives just this count, else one of our own; never more than `memory_bytes`, which
-    a part takes while it is under way. Raises: ValueError for an object larger than S3 allows.
+
+def own_part_size(size: int, *, memory_bytes: int) -> int:
+    """The part size where the source's is not to be repeated; `memory_bytes` is what one may take.
+
+    Larger than that only where 10,000 parts would not do. Raises: ValueError above 5 TiB.
     """
     if size > OBJECT_MAX_BYTES:
         raise ValueError(f"{size} bytes are more than the 5 TiB an S3 object can have")
-    for candidate in USUAL_PART_BYTES:
-        if parts_count and _count(size, candidate) == parts_count and candidate <= memory_bytes:
-            return candidate
     smallest = -(-size // PARTS_MAX)
-    return max(min(OWN_PART_BYTES, memory_bytes), -(-smallest // MIB) * MIB)
+    return max(PART_MIN_BYTES, min(OWN_PART_BYTES, memory_bytes), -(-smallest // MIB) * MIB)
 
 
 def parts(size: int, part_size: int) -> Iterator[Part]:
     """The parts in order; an empty object has one empty part."""
-    for index in range(_count(size, part_size)):
+    for index in range(count(size, part_size)):
         offset = index * part_size
         yield Part(number=index + 1, offset=offset, size=min(part_size, size - offset))
 
 
-def _count(size: int, part_size: int) -> int:
+def count(size: int, part_size: int) -> int:
+    """How many parts of this size an object of `size` bytes has, at least one."""
     return max(1, -(-size // part_size))

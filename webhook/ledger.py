@@ -22,6 +22,7 @@ changed nothing.
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -86,7 +87,10 @@ class Ledger:
         self._tell_listeners()
 
     def put_now(self, request: Request) -> int:
-        """Records one request that does not wait for a back-off to end; gives the entry's generation."""
+        """Records one request that does not wait for a back-off to end; gives the entry's generation.
+
+        Its listeners are not called: who asks in this way claims the entry itself.
+        """
         row = statements.new_row(request, lane=LIVE, now=self._clock())
         with self._writing() as connection:
             generation = connection.execute(self._put_now.returning(ROW.generation), row).scalar_one()
@@ -94,14 +98,10 @@ class Ledger:
 
     def revive(self, *, rule: str | None = None, prefix: str = "", error_code: str | None = None) -> int:
         """Makes failed entries waiting again, from their first attempt on; gives how many."""
-        statement = (
-            sa.update(ENTRIES)
-            .where(*statements.failed(rule, prefix, error_code))
-            .values(
+        with self._writing() as connection:
+            statement = statements.update_in_order(*statements.failed(rule, prefix, error_code)).values(
                 state=WAITING, due_at=self._clock(), attempts=0, backoff_s=0.0, generation=ROW.generation + 1
             )
-        )
-        with self._writing() as connection:
             count = connection.execute(statement).rowcount
         self._tell_listeners()
         return count
@@ -151,12 +151,11 @@ class Ledger:
     def finish(self, endings: Sequence[Ending]) -> int:
         """Ends claims, all in one transaction; gives how many of them were still held."""
         now = self._clock()
-        groups: dict[type, list[dict[str, Any]]] = {}
-        for ending in sorted(endings, key=lambda each: (each.claim.rule, each.claim.key)):
-            groups.setdefault(type(ending), []).append(statements.ending_row(ending, now))
+        in_order = sorted(endings, key=lambda each: (each.claim.rule, each.claim.key))
         with self._writing() as connection:
             held = 0
-            for kind, rows in groups.items():
+            for kind, group in itertools.groupby(in_order, key=type):
+                rows = [statements.ending_row(ending, now) for ending in group]
                 held += connection.execute(statements.FINISH[kind], rows).rowcount
         if held:
             self._tell_listeners()
@@ -170,7 +169,7 @@ class Ledger:
         dead = [worker for worker in workers if is_dead(worker)]
         if not dead:
             return 0
-        theirs = sa.update(ENTRIES).where(ROW.due_at.is_not(None), ROW.worker.in_(dead))
+        theirs = statements.update_in_order(ROW.due_at.is_not(None), ROW.worker.in_(dead))
         with self._writing() as connection:
             return connection.execute(theirs.values(due_at=self._clock())).rowcount
 
@@ -178,6 +177,8 @@ class Ledger:
 
     def entry(self, rule: str, key: str) -> Mapping[str, Any] | None:
         """Everything known about one key: the row, its JSON columns read."""
+        if "\0" in rule + key:  # no entry has one, and PostgreSQL will not hear of it
+            return None
         with self._reading() as connection:
             wanted = ENTRIES.select().where(ROW.rule == rule, ROW.key == key)
             row = connection.execute(wanted).mappings().first()

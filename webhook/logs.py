@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import logging.config
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
@@ -21,6 +22,14 @@ _SHARED: list[Any] = [
 ]
 
 
+def _one_line(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A library's message may have anything put into it; values are escaped by the renderers."""
+    text = str(line.get("event", ""))
+    if not text.isprintable():
+        line["event"] = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    return line
+
+
 def configure(log_format: str) -> None:
     """Sends this process's log lines, its libraries' too, to standard error. Safe to repeat."""
     if log_format == "json":
@@ -30,7 +39,7 @@ def configure(log_format: str) -> None:
             colors=sys.stderr.isatty(), repr_native_str=True, pad_event_to=0, pad_level=False
         )
     formatter = structlog.stdlib.ProcessorFormatter(
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _one_line, renderer],
         foreign_pre_chain=_SHARED,
     )
     handler = logging.StreamHandler(sys.stderr)

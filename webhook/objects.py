@@ -99,7 +99,9 @@ def is_opaque(low: Mapping[str, str]) -> bool:
 
 def same_content(source: ObjectInfo, target: ObjectInfo) -> bool:
     """Whether the headers prove that both hold the same bytes."""
-    return source.size == target.size and source.etag != "" and source.etag in (target.etag, target.stamp)
+    if source.size != target.size:
+        return False
+    return source.size == 0 or (source.etag != "" and source.etag in (target.etag, target.stamp))
 
 
 def _size(low: Mapping[str, str]) -> int:

@@ -13,16 +13,19 @@ def own_name() -> str:
     `start` is the process's start in clock ticks since boot, `place` the boot and the PID namespace that
     the pid means something in ("" where the system does not tell).
     """
-    return f"{platform.node()}:{os.getpid()}:{_started(os.getpid())}:{_place()}"
+    return f"{platform.node()}:{os.getpid()}:{_started(str(os.getpid()))}:{_place()}"
 
 
 def is_dead(name: str) -> bool:
     """Whether the process of that name surely is no more; False where that cannot be known from here."""
-    _, pid, started, place = name.rsplit(":", 3)
-    return place != "" and place == _place() and _started(int(pid)) != started
+    try:
+        _, pid, started, place = name.rsplit(":", 3)
+    except ValueError:
+        return False
+    return place != "" and place == _place() and _started(pid) != started
 
 
-def _started(pid: int) -> str:
+def _started(pid: str) -> str:
     """proc(5), /proc/pid/stat, field 22. A zombie counts as gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -120,7 +120,7 @@ def from_environ(environ: Mapping[str, str]) -> Settings:
             memory_budget_bytes=read.whole("MEMORY_BUDGET_MIB", 128, least=32, most=1_048_576) * MIB,
             whole_max_bytes=read.whole("WHOLE_OBJECT_MAX_MIB", 16, least=5, most=1024) * MIB,
         ),
-        database_url=read.text("DATABASE_URL", "sqlite:///data/replicator.db"),
+        database_url=read.database_url("DATABASE_URL", "sqlite:///data/replicator.db"),
         log_format=read.choice("LOG_FORMAT", ("text", "json")),
     )
     if settings.copy.whole_max_bytes > settings.copy.memory_budget_bytes:
@@ -168,6 +168,12 @@ class _Reader:
             return ""
         return self._parsed(name, value, _endpoint_url, 'must be like "https://host:9000"', "")
 
+    def database_url(self, name: str, default: str) -> str:
+        value = self.text(name, default)
+        if not value.startswith(("sqlite:///", "postgres://", "postgresql://", "postgresql+psycopg://")):
+            self.problems.append(f"{name} must begin with sqlite:/// or postgresql://")
+        return value
+
     def whole(self, name: str, default: int, *, least: int, most: int) -> int:
         value = self.text(name, str(default))
         number = self._parsed(name, value, int, f"must be a whole number, not {value!r}", default)
@@ -198,6 +204,7 @@ class _Reader:
 def _endpoint_url(value: str) -> str:
     parts = urlsplit(value)
     usable = parts.scheme in ("http", "https") and parts.hostname and parts.path in ("", "/")
-    if not usable or parts.query or parts.username or (parts.port is not None and parts.port < 1):
+    if not usable or parts.query or parts.fragment or "@" in parts.netloc or parts.port == 0:
         raise ValueError(value)
-    return f"{parts.scheme}://{parts.netloc}"
+    standard = {"http": ":80", "https": ":443"}[parts.scheme]
+    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(standard)}"

@@ -35,6 +35,8 @@ from webhook.entries import (
 EVENTS_REMEMBERED = 16
 """Events of one entry whose second delivery is recognised; beyond them it costs a look at the stores."""
 ATTEMPTS_REMEMBERED = 20
+AFTER_EVERY_KEY = "\U0010ffff"
+"""The last code point there is, and no character: prefix + this sorts behind all keys with the prefix."""
 ROW = ENTRIES.c
 _CLAIM_COLUMNS = (
     *("rule", "key", "generation", "lane", "attempts", "backoff_s", "event_at"),
@@ -112,6 +114,12 @@ def keep_misfits(dialect: str) -> Any:
     )
 
 
+def update_in_order(*conditions: sa.ColumnElement[bool]) -> sa.Update:
+    """UPDATE of all rows that fulfil the conditions, locked in key order as every other call locks them."""
+    entries = sa.select(ROW.rule, ROW.key).where(*conditions).order_by(ROW.rule, ROW.key).with_for_update()
+    return sa.update(ENTRIES).where(sa.tuple_(ROW.rule, ROW.key).in_(entries))
+
+
 def due(lane: str, now: float, limit: int) -> sa.Select[Any]:
     """Entries that may be claimed now, longest due first, those that others are just taking left out."""
     due = sa.select(ROW.rule, ROW.key).where(ROW.lane == lane, ROW.due_at <= now)
@@ -152,10 +160,14 @@ def held(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
 def failed(rule: str | None, prefix: str, error_code: str | None) -> Iterable[sa.ColumnElement[bool]]:
     """True on the failed entries asked for; the first term is spelled as the index's."""
     yield ROW.state == sa.literal_column(f"'{FAILED}'")
+    if "\0" in f"{rule}{prefix}{error_code}":  # no entry has one, and PostgreSQL will not hear of it
+        yield sa.false()
+        return
     if rule is not None:
         yield ROW.rule == rule
-    if prefix:
-        yield ROW.key.startswith(prefix, autoescape=True)
+    if prefix:  # a range, which the key's index serves; LIKE would ignore case on SQLite
+        yield ROW.key >= prefix
+        yield ROW.key < prefix + AFTER_EVERY_KEY
     if error_code is not None:
         yield ROW.error_code == error_code
 

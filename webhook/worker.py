@@ -298,7 +298,13 @@ class Service:
     ledger: Ledger
     source: Source
     target: Target
+    copier: Copier
     worker: Worker
+
+    def close(self) -> None:
+        """Gives up connections and threads, for a service whose worker was not started or has stopped."""
+        self.copier.close()
+        self.ledger.close()
 
     def checks(self) -> dict[str, Callable[[], None]]:
         """What must work for this process to be of use: name → a call that raises where it does not."""
@@ -318,7 +324,7 @@ def assemble(configured: Settings) -> Service:
     in_force = rules.from_settings(configured)
     copier = Copier(source, target, configured.copy)
     worker = Worker(in_force, ledger, copier, configured.worker)
-    return Service(rules=in_force, ledger=ledger, source=source, target=target, worker=worker)
+    return Service(rules=in_force, ledger=ledger, source=source, target=target, copier=copier, worker=worker)
 
 
 def stop_on_signals(begin: Callable[[], None]) -> None:

@@ -1,0 +1,85 @@
+"""Short words for what the ledger's contract is spoken in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from webhook.entries import Buried, Claim, Released, Request, Retried, Settled
+from webhook.ledger import Ledger
+
+RULE = "default"
+LEASE_S = 60.0
+
+
+class Clock:
+    """A clock that only a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ask(key: str = "k", event: int | None = None, *, rule: str = RULE, event_at: float = 0.0) -> Request:
+    """A request; `event` numbers the event it comes from."""
+    event_id = "" if event is None else f"{event:016x}"
+    return Request(rule=rule, key=key, event_id=event_id, event_at=event_at)
+
+
+def take(ledger: Ledger, limit: int = 100, *, worker: str = "w", lease_s: float = LEASE_S) -> list[Claim]:
+    """Claims what is due."""
+    return ledger.claim(limit, worker=worker, lease_s=lease_s)
+
+
+def take_one(ledger: Ledger, key: str = "k", *, worker: str = "w") -> Claim | None:
+    """Claims one entry, due or not."""
+    return ledger.claim_one(RULE, key, worker=worker, lease_s=LEASE_S)
+
+
+def settled(claim: Claim, outcome: str = "replicated", **more: Any) -> Settled:
+    """A good end."""
+    return Settled(claim=claim, outcome=outcome, **more)
+
+
+def retried(claim: Claim, after_s: float = 30.0, *, counts: bool = True) -> Retried:
+    """A failed attempt that is followed by another."""
+    return Retried(
+        claim=claim,
+        after_s=after_s,
+        backoff_s=after_s,
+        counts=counts,
+        error_code="target_store_failed",
+        error="500",
+    )
+
+
+def buried(claim: Claim, error_code: str = "target_store_refused") -> Buried:
+    """A bad end."""
+    return Buried(claim=claim, error_code=error_code, error="it said no")
+
+
+def released(claim: Claim) -> Released:
+    """No end at all."""
+    return Released(claim=claim)
+
+
+def bring_to(ledger: Ledger, state: str, request: Request) -> Claim | None:
+    """Puts a request and takes its entry to a state."""
+    ledger.put([request])
+    if state == "waiting":
+        return None
+    claim = ledger.claim_one(request.rule, request.key, worker="w", lease_s=LEASE_S)
+    assert claim is not None
+    if state == "settled":
+        ledger.finish([settled(claim)])
+    if state == "failed":
+        ledger.finish([buried(claim)])
+    return claim
+
+
+def row(ledger: Ledger, key: str = "k", rule: str = RULE) -> dict[str, Any]:
+    """An entry that must be there."""
+    found = ledger.entry(rule, key)
+    assert found is not None
+    return dict(found)

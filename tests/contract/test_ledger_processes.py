@@ -1,0 +1,307 @@
+"""What every engine must do for the ledger when many use it at once, and when one of them is killed."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.contract.steps import LEASE_S, RULE, Clock, ask, buried, released, retried, row, settled, take
+from webhook.database import ENTRIES, connect
+from webhook.entries import BACKFILL, LIVE, Claim
+from webhook.ledger import Ledger
+
+SPAWN = multiprocessing.get_context("spawn")
+PROCESSES = 4
+BOUND_S = 120.0
+
+
+def _drain(ledger: Ledger, worker: str) -> list[tuple[str, int]]:
+    """Claims and settles until nothing is due; gives what was claimed."""
+    mine: list[tuple[str, int]] = []
+    while claims := take(ledger, 16, worker=worker):
+        mine += [(claim.key, claim.number) for claim in claims]
+        assert ledger.finish([settled(claim) for claim in claims]) == len(claims)
+    return mine
+
+
+def _drain_in_a_process(url: str, number: int, start: Barrier, result: Connection) -> None:
+    ledger = Ledger.open(url)
+    start.wait(BOUND_S)
+    result.send(_drain(ledger, f"process-{number}"))
+
+
+def _open_in_a_process(url: str, number: int, start: Barrier, result: Connection) -> None:
+    start.wait(BOUND_S)
+    ledger = Ledger.open(url)
+    ledger.put([ask(f"from {number}")])
+    result.send(number)
+
+
+def _put_in_a_process(url: str, number: int, start: Barrier, result: Connection) -> None:
+    ledger = Ledger.open(url)
+    start.wait(BOUND_S)
+    for index in range(1_000_000):
+        ledger.put([ask(f"{index}", 2 * index), ask(f"{index}+", 2 * index + 1)])
+        result.send(index)
+
+
+Job = Callable[[str, int, Barrier, Connection], None]
+
+
+def _start(job: Job, url: str, count: int) -> list[tuple[Any, Connection, Barrier]]:
+    """Processes that begin at the same moment, the pipes they answer through, the barrier they need."""
+    start = SPAWN.Barrier(count)
+    started = []
+    for number in range(count):
+        ours, theirs = SPAWN.Pipe(duplex=False)
+        process = SPAWN.Process(target=job, args=(url, number, start, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        started.append((process, ours, start))
+    return started
+
+
+def _answers(job: Job, url: str, count: int) -> list[Any]:
+    answers = []
+    for process, ours, _ in _start(job, url, count):
+        assert ours.poll(BOUND_S), "the process does not answer"
+        answers.append(ours.recv())
+        process.join(BOUND_S)
+        assert process.exitcode == 0
+    return answers
+
+
+def test_no_two_processes_get_the_same_claim(ledger: Ledger, clock: Clock, database_url: str) -> None:
+    keys = [f"k{number}" for number in range(2_000)]
+    ledger.put([ask(key) for key in keys])
+    claimed = _answers(_drain_in_a_process, database_url, PROCESSES)
+    assert sum(1 for each in claimed if each) > 1, "all work was done by one: nothing was put to the test"
+    assert Counter(claim for each in claimed for claim in each) == Counter((key, 1) for key in keys)
+    assert ledger.counts()["settled"][LIVE] == len(keys)
+
+
+def test_no_two_threads_get_the_same_claim(ledger: Ledger, clock: Clock, database_url: str) -> None:
+    keys = [f"k{number}" for number in range(500)]
+    ledger.put([ask(key) for key in keys])
+    other = Ledger(connect(database_url), clock=clock)
+    with ThreadPoolExecutor(4) as threads:
+        work = [threads.submit(_drain, each, f"w{n}") for n, each in enumerate([ledger, other] * 2)]
+        claimed = [claim for each in work for claim in each.result(BOUND_S)]
+    other.close()
+    assert Counter(claimed) == Counter((key, 1) for key in keys)
+
+
+def test_requests_made_while_others_work_are_not_lost(
+    ledger: Ledger, clock: Clock, database_url: str
+) -> None:
+    keys, rounds = [f"k{number}" for number in range(12)], 25
+    other = Ledger(connect(database_url), clock=clock)
+    running: Counter[str] = Counter()
+    served: dict[str, int] = {}
+    lock, putting_is_over = threading.Lock(), threading.Event()
+
+    def ask_often(mine: Ledger, number: int) -> None:
+        for index in range(rounds):
+            mine.put([ask(key, 2 * index + number) for key in (keys if number else reversed(keys))])
+
+    def work(mine: Ledger, number: int) -> None:
+        while (claims := take(mine, 5, worker=f"w{number}")) or not putting_is_over.is_set():
+            with lock:
+                running.update(claim.key for claim in claims)
+                assert all(running[claim.key] == 1 for claim in claims), "one copy of a key at a time"
+            with lock:
+                running.subtract(claim.key for claim in claims)
+                served.update((claim.key, claim.generation) for claim in claims)
+            assert mine.finish([settled(claim) for claim in claims]) == len(claims)
+
+    with ThreadPoolExecutor(4) as threads:
+        workers = [threads.submit(work, each, n) for n, each in enumerate((ledger, other))]
+        putters = [threads.submit(ask_often, each, n) for n, each in enumerate((ledger, other))]
+        try:
+            for each in putters:
+                each.result(BOUND_S)
+        finally:
+            putting_is_over.set()
+        for each in workers:
+            each.result(BOUND_S)
+    other.close()
+    assert served == dict.fromkeys(keys, 2 * rounds), "the last claim of each saw every request"
+    assert {row(ledger, key)["state"] for key in keys} == {"settled"}
+
+
+def test_calls_that_change_many_entries_do_not_block_each_other(database_url: str) -> None:
+    keys = [f"k{number}" for number in range(12)]
+    ends = itertools.cycle([settled, buried, released, lambda claim: retried(claim, 0)])
+    until = time.monotonic() + 3
+
+    def finish(ledger: Ledger) -> None:
+        claims = take(ledger, 8, worker="alive")
+        ledger.extend(claims[:4], lease_s=LEASE_S)
+        ledger.finish([next(ends)(claim) for claim in claims])
+
+    def repeat(call: Callable[[Ledger], object]) -> None:
+        with closing(Ledger.open(database_url)) as ledger:
+            while time.monotonic() < until:
+                call(ledger)
+
+    calls: list[Callable[[Ledger], object]] = [
+        lambda ledger: ledger.put([ask(key) for key in keys]),
+        lambda ledger: ledger.put([ask(key) for key in keys[3:9]]),
+        lambda ledger: ledger.revive(),
+        lambda ledger: take(ledger, 4, worker="dead"),
+        lambda ledger: ledger.release_of(lambda worker: worker == "dead"),
+        finish,
+    ]
+    with ThreadPoolExecutor(len(calls)) as threads:
+        for each in [threads.submit(repeat, call) for call in calls]:
+            each.result(BOUND_S)
+
+
+def test_what_was_put_outlives_a_killed_process(database_url: str) -> None:
+    process, ours, _kept = _start(_put_in_a_process, database_url, 1)[0]
+    last = -1
+    while last < 20:
+        assert ours.poll(BOUND_S)
+        last = ours.recv()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(BOUND_S)
+    assert process.exitcode == -signal.SIGKILL
+    try:
+        while ours.poll(0):
+            last = ours.recv()
+    except EOFError:
+        pass
+    ledger = Ledger.open(database_url)
+    keys = {claim.key for claim in take(ledger, 1_000_000)}
+    ledger.close()
+    assert keys >= {f"{index}{end}" for index in range(last + 1) for end in ("", "+")}
+    assert len(keys) % 2 == 0, "the put that was under way is there whole or not at all"
+
+
+def test_processes_that_start_together_share_an_empty_database(database_url: str) -> None:
+    assert _answers(_open_in_a_process, database_url, PROCESSES) == list(range(PROCESSES))
+    ledger = Ledger.open(database_url)
+    assert ledger.counts()["waiting"][LIVE] == PROCESSES
+    ledger.close()
+
+
+# ── anything, in any order ───────────────────────────────────────────────────────────────────────────
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                *("put", "put", "backfill", "put_now", "claim", "claim", "claim_one", "extend", "wait"),
+                *("revive", "settle", "settle", "retry", "bury", "release"),
+            ]
+        ),
+        st.integers(0, 2),
+    ),
+    max_size=30,
+)
+ENDS = {"settle": settled, "retry": retried, "bury": buried, "release": released}
+
+
+class Model:
+    """One program run on the ledger, and what the contract says of it."""
+
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self.ledger, self.clock = ledger, clock
+        self.asked: Counter[str] = Counter()  # key → generation
+        self.served: Counter[str] = Counter()  # key → the generation that the last settled claim saw
+        self.buried: Counter[str] = Counter()
+        self.leases: dict[str, tuple[Claim, float]] = {}  # key → the claim that counts, and its end
+        self.claims: list[Claim] = []  # all there ever were
+
+    def step(self, name: str, number: int) -> None:
+        key = f"k{number}"
+        match name:
+            case "put" | "backfill":
+                self.ledger.put([ask(key)], lane=LIVE if name == "put" else BACKFILL)
+                self.asked[key] += 1
+            case "put_now":
+                self.asked[key] += 1
+                assert self.ledger.put_now(ask(key)) == self.asked[key]
+            case "claim":
+                self.took(take(self.ledger, number))
+            case "claim_one":
+                claim = self.ledger.claim_one(RULE, key, worker="w", lease_s=LEASE_S)
+                self.took([claim] if claim else [])
+            case "wait":
+                self.clock.now += (1, 31, LEASE_S)[number]
+            case "revive":
+                revived = self.ledger.revive(prefix=key)
+                if revived:
+                    self.asked[key] += 1
+            case _ if self.claims:
+                self.use(name, self.claims[-1 - number % len(self.claims)])
+
+    def took(self, claims: list[Claim]) -> None:
+        for claim in claims:
+            _, until = self.leases.get(claim.key, (None, 0.0))
+            assert until <= self.clock.now, "somebody else holds this key"
+            assert claim.generation == self.asked[claim.key]
+            self.leases[claim.key] = claim, self.clock.now + LEASE_S
+            self.claims.append(claim)
+
+    def use(self, name: str, claim: Claim) -> None:
+        is_held = self.leases.get(claim.key, (None, 0.0))[0] == claim
+        if name == "extend":
+            assert (self.ledger.extend([claim], lease_s=LEASE_S) == []) == is_held
+            if is_held:
+                self.leases[claim.key] = claim, self.clock.now + LEASE_S
+            return
+        assert self.ledger.finish([ENDS[name](claim)]) == is_held
+        if is_held:
+            del self.leases[claim.key]
+            if name == "settle":
+                self.served[claim.key] = claim.generation
+            if name == "bury":
+                self.buried[claim.key] = claim.generation
+
+    def check(self) -> None:
+        for key, generation in self.asked.items():
+            entry = row(self.ledger, key)
+            assert entry["generation"] == generation
+            if key in self.leases:
+                assert entry["state"] == "running"
+            elif self.served[key] == generation:
+                assert (entry["state"], entry["due_at"]) == ("settled", None)
+            elif self.buried[key] == generation:
+                assert (entry["state"], entry["due_at"]) == ("failed", None)
+            else:
+                assert entry["state"] == "waiting", "a request was lost"
+                assert entry["due_at"] <= self.clock.now + 30
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(program=STEPS)
+def test_whatever_happens_no_request_is_lost_and_no_key_has_two_owners(
+    ledger: Ledger, clock: Clock, database_url: str, program: list[tuple[str, int]]
+) -> None:
+    engine = connect(database_url)
+    with engine.begin() as connection:
+        connection.execute(ENTRIES.delete())
+    engine.dispose()
+    model = Model(ledger, clock)
+    for name, number in program:
+        model.step(name, number)
+        model.check()

@@ -1,0 +1,180 @@
+"""MinIO's notifications, as they come and as they should never come."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from webhook.errors import BadRequest
+from webhook.events import KEY_MAX_BYTES, Change, Notification, key_problem, parse
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=12,
+)
+KEYS = st.text(min_size=1, max_size=200).filter(lambda key: key_problem(key) is None)
+
+
+def record(key: Any = "a/b", bucket: Any = "photos", **more: Any) -> dict[str, Any]:
+    """A record as MinIO sends it, less what nobody reads."""
+    return {
+        "eventVersion": "2.0",
+        "eventSource": "minio:s3",
+        "eventTime": "2026-01-02T03:04:05.678Z",
+        "eventName": "s3:ObjectCreated:Put",
+        "responseElements": {"x-amz-request-id": "18B1"},
+        "s3": {"bucket": {"name": bucket}, "object": {"key": key, "size": 3, "eTag": "e"}},
+        **more,
+    }
+
+
+def parse_records(*records: Any) -> Notification:
+    """The notification of these records."""
+    return parse(json.dumps({"EventName": "s3:ObjectCreated:Put", "Records": records}).encode())
+
+
+def change_of(one: Any) -> Change:
+    """The change that a usable record is."""
+    (change,) = parse_records(one).changes
+    return change
+
+
+def test_a_record_becomes_a_change() -> None:
+    change = change_of(record("photos%2F2026/caf%C3%A9+1%2B1.jpg"))
+    assert (change.bucket, change.key) == ("photos", "photos/2026/café 1+1.jpg")
+    assert (change.event_name, change.event_at) == ("s3:ObjectCreated:Put", 1767323045.678)
+    assert len(change.event_id) == 16
+
+
+@given(KEYS, st.sampled_from([quote_plus, lambda key: quote(key, safe="/"), lambda key: quote(key, safe="")]))
+def test_any_key_is_read_back_from_how_it_was_escaped(key: str, escape: Any) -> None:
+    assert change_of(record(escape(key))).key == key
+
+
+def test_records_are_kept_apart_and_in_order() -> None:
+    found = parse_records(record("a"), 7, record("b"), {}, record("a", eventName="s3:ObjectRemoved:Delete"))
+    assert [change.key for change in found.changes] == ["a", "b", "a"]
+    assert len(found.unusable) == 2
+    assert all(each.reason for each in found.unusable)
+    assert [json.loads(each.raw) for each in found.unusable] == [7, {}]
+
+
+@pytest.mark.parametrize("other", [record("b"), record(eventTime="2026-01-02T03:04:05.679Z"), record(more=1)])
+def test_only_a_repeated_record_has_the_same_id(other: dict[str, Any]) -> None:
+    first = change_of(record())
+    reordered = dict(reversed(record().items()))
+    assert change_of(reordered).event_id == first.event_id
+    assert change_of(other).event_id != first.event_id
+    ids = [parse_records({"no": number}).unusable[0].record_id for number in (1, 1, 2)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        *(None, 7, "text", [], {}, {"s3": None}, {"s3": {}}, {"s3": {"bucket": {"name": "b"}}}),
+        *(record(key) for key in (None, "", 7, ["a"], "a%00", "%FF", "a%ED%A0%80", "\ud800", "x" * 1025)),
+        *(record("é" * 513), record("%C3%A9" * 513)),
+        *(record(bucket=bucket) for bucket in (None, "", 7, "x" * 256, "b\0", "\ud800")),
+        *(
+            record(s3={"bucket": "b", "object": {"key": "k"}}),
+            record(s3={"bucket": {"name": "b"}, "object": 1}),
+        ),
+    ],
+    ids=repr,
+)
+def test_a_record_nobody_can_use_is_kept_with_its_reason(broken: Any) -> None:
+    found = parse_records(record("good"), broken)
+    assert [change.key for change in found.changes] == ["good"]
+    (unusable,) = found.unusable
+    assert unusable.reason
+    assert unusable.raw.isascii()
+    assert "\0" not in unusable.raw
+    assert json.loads(unusable.raw) == broken
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"Records": []}, {"Records": None}, {"Records": {}}, {"records": [1]}]
+)
+def test_an_object_without_records_is_kept_whole(document: dict[str, Any]) -> None:
+    found = parse(json.dumps(document).encode())
+    assert found.changes == ()
+    assert json.loads(found.unusable[0].raw) == document
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b" ", b"{", b"[]", b"1", b'"text"', b"null", b"\xff\xfe", b"{}{}", b"\x80", b"1" * 5000]
+)
+def test_what_is_no_json_object_is_a_bad_request(body: bytes) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse(body)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("moment", "seconds"),
+    [
+        ("1970-01-01T00:01:00Z", 60.0),
+        ("1970-01-01T00:01:00", 60.0),
+        ("1970-01-01T01:01:00+01:00", 60.0),
+        *((value, 0.0) for value in (None, 7, "", "yesterday", "2026-13-01T00:00:00Z", [], "\ud800")),
+    ],
+)
+def test_an_event_has_a_time_or_none(moment: Any, seconds: float) -> None:
+    assert change_of(record(eventTime=moment)).event_at == seconds
+
+
+@pytest.mark.parametrize("name", [None, 7, "", "a\0b", "\ud800"])
+def test_an_event_without_a_name_is_still_a_change(name: Any) -> None:
+    assert change_of(record(eventName=name)).event_name == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "is_usable"),
+    [("x" * KEY_MAX_BYTES, True), ("é" * 512, True), ("é" * 513, False), ("", False), ("\n", True)],
+)
+def test_a_key_is_measured_in_bytes(key: str, is_usable: bool) -> None:
+    assert (key_problem(key) is None) == is_usable
+
+
+def _survives(body: bytes) -> None:
+    try:
+        found = parse(body)
+    except BadRequest:
+        return
+    assert found.changes or found.unusable
+    for each in found.changes:
+        assert key_problem(each.key) is None
+
+
+@given(JSON)
+def test_no_json_document_breaks_it(document: Any) -> None:
+    for whole in (document, {"Records": document}, {"Records": [document]}):
+        _survives(json.dumps(whole).encode())
+
+
+@given(st.data())
+def test_no_record_breaks_it(data: st.DataObject) -> None:
+    broken = record(data.draw(JSON), data.draw(JSON), eventTime=data.draw(JSON), eventName=data.draw(JSON))
+    found = parse_records(broken)
+    assert len(found.changes) + len(found.unusable) == 1
+
+
+@given(st.binary())
+def test_no_bytes_break_it(body: bytes) -> None:
+    _survives(body)
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"Records":', b'{"Records":[{"a":'])
+def test_no_depth_breaks_it(opening: bytes) -> None:
+    closing = {ord("["): b"]", ord("{"): b"}"}
+    end = b"".join(closing[char] for char in reversed(opening) if char in closing)
+    for depth in (*range(1, 10), *range(850, 1010), 100_000):
+        _survives(opening * depth + b"1" + end * depth)
+        _survives(b'{"Records":[' + opening * depth + b"1" + end * depth + b"]}")

@@ -1,0 +1,101 @@
+"""What follows an error."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from webhook import errors
+from webhook.errors import IntegrityError, LedgerUnavailable, Place, SourceChanged, StoreError
+from webhook.retry import DELAY_MAX_S, FIRST_DELAY_S, UNAVAILABLE_DELAY_MAX_S, Bury, Retry, decide
+
+PLACE = Place(side="target", operation="PutObject", bucket="b", key="k")
+WAITING = ["StoreUnavailable"]
+RETRIED = ["StoreFailed", "StoreDenied", "NoSuchKey", "SourceChanged"]
+shares = st.floats(0, 1)
+
+
+def store_error(name: str, *, retry_after_s: float | None = None) -> StoreError:
+    """An error of that class."""
+    error: StoreError = getattr(errors, name)("no", PLACE, retry_after_s=retry_after_s)
+    return error
+
+
+def delays(error: Exception, count: int, *, share: float) -> list[Retry]:
+    """What is decided when the same error comes again and again."""
+    decided: list[Retry] = []
+    for attempts in range(2, count + 2):
+        backoff_s = decided[-1].backoff_s if decided else 0.0
+        decision = decide(
+            error, attempts=attempts, attempts_max=10**6, backoff_s=backoff_s, random_share=share
+        )
+        assert isinstance(decision, Retry)
+        decided.append(decision)
+    return decided
+
+
+@given(st.sampled_from(WAITING + RETRIED), shares)
+def test_delays_grow_up_to_a_limit_and_stay_there(name: str, share: float) -> None:
+    longest = UNAVAILABLE_DELAY_MAX_S if name in WAITING else DELAY_MAX_S
+    chosen = [each.after_s for each in delays(store_error(name), 15, share=share)]
+    assert chosen == sorted(chosen)
+    assert FIRST_DELAY_S / 2 <= chosen[0] <= FIRST_DELAY_S
+    assert longest / 2 <= chosen[-1] <= longest
+    assert all(after <= 2 * before for before, after in pairwise(chosen))
+
+
+@given(st.sampled_from(WAITING + RETRIED), st.integers(1, 9), st.floats(0, 1e6), st.floats(0, 1e6), shares)
+def test_a_delay_is_within_bounds_and_never_undercuts_what_the_store_asked_for(
+    name: str, attempts: int, backoff_s: float, asked_s: float, share: float
+) -> None:
+    error = store_error(name, retry_after_s=asked_s)
+    decision = decide(error, attempts=attempts, attempts_max=10, backoff_s=backoff_s, random_share=share)
+    assert isinstance(decision, Retry)
+    if name == "SourceChanged" and attempts == 1:
+        return
+    longest = UNAVAILABLE_DELAY_MAX_S if name in WAITING else DELAY_MAX_S
+    assert asked_s <= decision.after_s <= max(asked_s, longest)
+    assert decision.after_s >= decision.backoff_s / 2
+    assert FIRST_DELAY_S <= decision.backoff_s <= longest, "what was asked for once does not grow"
+
+
+def test_chance_spreads_the_delays() -> None:
+    error = store_error("StoreFailed")
+    chosen = {
+        decision.after_s
+        for _ in range(20)
+        if isinstance(decision := decide(error, attempts=2, attempts_max=9, backoff_s=100.0), Retry)
+    }
+    assert len(chosen) > 10
+    assert all(100 <= delay <= 200 for delay in chosen)
+
+
+@pytest.mark.parametrize("error", [IntegrityError("x"), KeyError("x"), *map(store_error, RETRIED)], ids=repr)
+def test_what_may_pass_is_tried_the_allowed_number_of_times(error: Exception) -> None:
+    outcomes = [decide(error, attempts=n, attempts_max=3, backoff_s=1.0) for n in (1, 2, 3, 4)]
+    assert [type(each) for each in outcomes] == [Retry, Retry, Bury, Bury]
+    assert all(each.counts for each in outcomes if isinstance(each, Retry))
+
+
+@pytest.mark.parametrize("error", [LedgerUnavailable("x"), *map(store_error, WAITING)], ids=repr)
+def test_an_outage_is_waited_for_without_end_and_without_counting(error: Exception) -> None:
+    decision = decide(error, attempts=10**6, attempts_max=1, backoff_s=1.0)
+    assert isinstance(decision, Retry)
+    assert not decision.counts
+
+
+@pytest.mark.parametrize("name", ["StoreRefused"])
+def test_what_will_never_pass_is_given_up_at_once(name: str) -> None:
+    assert decide(store_error(name), attempts=1, attempts_max=99, backoff_s=0.0) == Bury()
+
+
+def test_an_object_that_changed_while_it_was_read_is_read_again_at_once_but_only_once() -> None:
+    error = SourceChanged("replaced", PLACE)
+    first = decide(error, attempts=1, attempts_max=9, backoff_s=0.0)
+    assert first == Retry(after_s=0.0, backoff_s=0.0, counts=True)
+    second = decide(error, attempts=2, attempts_max=9, backoff_s=0.0)
+    assert isinstance(second, Retry)
+    assert second.after_s >= FIRST_DELAY_S / 2
