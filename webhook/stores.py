@@ -280,7 +280,8 @@ class Target:
         checksum = _base64(md5)
 
         def send(given: Mapping[str, Any]) -> Written:
-            return _written(self._ask("PutObject", bucket, key, Body=body, ContentMD5=_base64(md5), **given))
+            whole = {"Body": body, "ContentMD5": checksum, **given}
+            return _written(self._ask("PutObject", bucket, key, wanted=wanted, **whole))
 
         return self._with_attributes(attributes, send)
 
