@@ -336,7 +336,7 @@ def without(
 
 def is_unreachable(error: Exception) -> bool:
     starting = "ServerNotInitialized" in str(error) or "ServiceUnavailable" in str(error)
-    return starting or isinstance(error, urllib3.exceptions.HTTPError | ServerError)
+    return starting or isinstance(error, urllib3.exceptions.HTTPError | ServerError | InvalidResponseError)
 
 
 def reason(error: Exception) -> str:

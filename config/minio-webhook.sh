@@ -262,7 +262,7 @@ out_has() {
 unreachable() {
     out_has 'dial tcp' || out_has 'connection re' || out_has 'EOF' || out_has 'imeout' ||
         out_has 'no such host' || out_has 'ServerNotInitialized' || out_has 'ServiceUnavailable' ||
-        out_has 'broken pipe'
+        out_has 'broken pipe' || out_has 'Server closed'
 }
 
 # Says what went wrong while doing $1, and what to do about it.
