@@ -11,8 +11,8 @@ The flow, in reading order:
  6. worker.py     the threads that claim, copy and settle (processes.py: which process is which)
  7. attempt.py    one attempt at one entry: claim → copy → ending
  8. copier.py     check → copy → verify, the only way to the target
-                  (multipart.py: large objects; objects.py, layout.py, holdings.py: what it
-                  reckons with; memory.py: its bound)
+                  (multipart.py: large objects; objects.py, layout.py, digests.py,
+                  holdings.py: what it reckons with; memory.py: its bound)
  9. stores.py     source and target (answers.py: what their errors mean)
 10. retry.py      what to do about an error
 11. errors.py     all errors there are

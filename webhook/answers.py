@@ -36,6 +36,11 @@ from webhook.errors import (
     StoreUnavailable,
 )
 
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 60.0
+"""Silence on a connection, not the length of a transfer."""
+RETRY_AFTER_MAX_S = 3600.0
+
 _COME_BACK = {
     *("SlowDown", "SlowDownRead", "SlowDownWrite", "ServiceUnavailable", "RequestTimeout", "TooManyRequests"),
     *("ServerNotInitialized", "XMinioServerNotInitialized", "Throttling", "ThrottlingException"),
@@ -96,9 +101,6 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     value = headers.get("retry-after") or headers.get("Retry-After") or ""
     is_number = value.isascii() and value.isdigit() and len(value) < 9
     return min(float(value), RETRY_AFTER_MAX_S) if is_number else None
-
-
-RETRY_AFTER_MAX_S = 3600.0
 
 
 class LastAnswer(threading.local):

@@ -17,7 +17,8 @@ from webhook.multipart import Job, Multipart, Permit, corrupted, verify_read, ve
 from webhook.objects import ObjectInfo, Properties, same_content
 from webhook.rules import Rule
 from webhook.settings import CopySettings
-from webhook.stores import Attributes, Reading, Source, Target, Written
+from webhook.source import Reading, Source
+from webhook.target import Attributes, Target, Written
 
 
 class OutcomeKind(enum.StrEnum):
@@ -76,20 +77,30 @@ class Copier:
         Safe to repeat: what is equal already is left alone. Requests for a new object: HEAD and PUT at
         the target, GET at the source. Raises: StoreError, IntegrityError, LeaseLost.
         """
-        job, known = Job(rule=rule, key=key, permit=permit), known or Known()
-        self._multipart.discard(job, known.upload)
-        present = self._target.head(rule.target_bucket, key)
-        if present and self._settings.overwrite == "never":
+        known = known or Known()
+        job = Job(rule=rule, key=key, permit=permit, left_over=known.upload)
+        outcome = self._look(job, known)
+        if outcome is None:
+            try:
+                with self._source.open(rule.source_bucket, key) as reading:
+                    return self._copy(job, reading)
+            except NoSuchKey:
+                outcome = self._confirm_gone(job)
+        self._multipart.discard(job)
+        return outcome
+
+    def _look(self, job: Job, known: Known) -> Outcome | None:
+        """The outcome where there is nothing to copy; None where there is, or the source must be asked."""
+        present = self._target.head(job.rule.target_bucket, job.key)
+        if present is None:
+            return None
+        if self._settings.overwrite == "never":
             return _unchanged(present, lost=("content: OVERWRITE=never",))
         try:
-            if present:
-                wanted = self._source.head(rule.source_bucket, key)
-                if self._is_equal(job, wanted, present, known):
-                    return _unchanged(present, source=wanted)
-            with self._source.open(rule.source_bucket, key) as reading:
-                return self._copy(job, reading)
+            wanted = self._source.head(job.rule.source_bucket, job.key)
         except NoSuchKey:
             return self._confirm_gone(job)
+        return _unchanged(present, source=wanted) if self._is_equal(job, wanted, present, known) else None
 
     def _confirm_gone(self, job: Job) -> Outcome:
         """HEAD cannot tell a missing key from a missing bucket; only the first is an outcome."""
@@ -101,6 +112,7 @@ class Copier:
         tags = self._source.tags(job.rule.source_bucket, job.key) if info.tag_count else {}
         attributes = Attributes(properties=info.properties, tags=tags)
         if info.parts_count == 0 and info.size <= self._settings.whole_max_bytes:
+            self._multipart.discard(job)
             written, lost = self._copy_whole(job, reading, attributes)
         else:
             reading.close()

@@ -2,9 +2,6 @@
 
 The parts repeat the source's wherever their size can be told, because then both ETags come out equal,
 which proves the content and lets a listing alone compare the two sides ever after.
-
-Format of the ETag of an object in parts: MD5 over the parts' binary MD5s, "-", the number of parts, as
-Amazon S3 computes it.
 """
 
 from __future__ import annotations
@@ -12,20 +9,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
-from webhook.errors import IntegrityError, Place, StoreError, StoreRefused
+from webhook.digests import PartsDigest, WholeDigest, parts_etag
+from webhook.errors import (
+    IntegrityError,
+    LedgerUnavailable,
+    Place,
+    SourceChanged,
+    StoreError,
+    StoreRefused,
+)
 from webhook.layout import OWN_PART_BYTES, PART_MIN_BYTES, Part, likely_part_sizes, own_part_size, parts
 from webhook.memory import MemoryBudget
-from webhook.objects import ObjectInfo
+from webhook.objects import MD5_ETAG, ObjectInfo
 from webhook.rules import Rule
 from webhook.settings import CopySettings
-from webhook.stores import Attributes, Source, Target, Written
+from webhook.source import Source
+from webhook.target import Attributes, Target, UploadedPart, Written
 
 PART_THREADS_MAX = 32
 
@@ -47,6 +52,29 @@ class Job:
     rule: Rule
     key: str
     permit: Permit
+    left_over: str = ""
+    """The note of an upload that an earlier attempt did not finish."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Upload:
+    """An upload as noted in the ledger: enough to go on with it, or to end it."""
+
+    id: str
+    plan: str
+    """A digest of all that its parts and its object depend on."""
+    lost: tuple[str, ...]
+
+    def note(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of(cls, note: str) -> _Upload | None:
+        try:
+            read = json.loads(note)
+            return cls(id=str(read["id"]), plan=str(read["plan"]), lost=tuple(read["lost"]))
+        except (ValueError, KeyError, TypeError):
+            return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +84,11 @@ class _Plan:
     part_size: int
     expected_etag: str | None
     attributes: Attributes
+
+    def digest(self, info: ObjectInfo) -> str:
+        """Equal for two plans whose uploads could go on with each other's parts."""
+        what = (info.etag, info.size, self.part_size, sorted(asdict(self.attributes).items()))
+        return hashlib.sha256(repr(what).encode()).hexdigest()
 
 
 class Multipart:
@@ -90,12 +123,15 @@ class Multipart:
                 return self._upload(job, info, plan)
             except _OtherEtag:
                 pass  # cut at other places, or damaged on the way: reading it once more tells which
-        return self._upload(job, info, self._plan_by_reading(job, info, attributes, [*guesses, own]))
+        plan = self._plan_by_reading(job, info, attributes, guesses=guesses, own=own)
+        return self._upload(replace(job, left_over=""), info, plan)
 
-    def discard(self, job: Job, note: str) -> None:
-        """Aborts the upload that an attempt which died has noted; its parts take up room."""
-        with contextlib.suppress(StoreError, ValueError, KeyError, TypeError):
-            self._target.abort_upload(job.rule.target_bucket, job.key, json.loads(note)["id"])
+    def discard(self, job: Job) -> None:
+        """Ends the upload that an earlier attempt left over; its parts take up room. Raises: StoreError."""
+        if job.left_over:
+            if upload := _Upload.of(job.left_over):
+                self._target.abort_upload(job.rule.target_bucket, job.key, upload.id)
+            job.permit.note_upload(None)
 
     # ── where to cut ─────────────────────────────────────────────────────────────────────────────────
 
@@ -108,16 +144,15 @@ class Multipart:
         return [size for size in likely if smallest <= size <= largest]
 
     def _plan_by_reading(
-        self, job: Job, info: ObjectInfo, attributes: Attributes, sizes: Iterable[int]
+        self, job: Job, info: ObjectInfo, attributes: Attributes, *, guesses: list[int], own: int
     ) -> _Plan:
         """Reads the object once, for nothing but the ETags that each part size would give."""
-        etags = self._etags(job, info, sizes)
-        first, own = next(iter(etags)), list(etags)[-1]
-        fitting = [size for size, etag in etags.items() if etag == info.etag]
+        etags = self._etags(job, info, [*guesses, own])
+        fitting = [size for size in guesses if etags[size] == info.etag]
         if not fitting:
             stamped = replace(attributes, stamp=info.etag)
             return _Plan(part_size=own, expected_etag=etags[own], attributes=stamped)
-        if fitting[0] == first:
+        if fitting[0] == guesses[0]:
             raise IntegrityError(
                 f"source {job.rule.source_bucket}/{job.key!r}: two reads of the same version differ",
                 hint="It is read again. If this stays, something on the way changes the data.",
@@ -125,7 +160,7 @@ class Multipart:
         return _Plan(part_size=fitting[0], expected_etag=info.etag, attributes=attributes)
 
     def _etags(self, job: Job, info: ObjectInfo, sizes: Iterable[int]) -> dict[int, str]:
-        digests = {size: _PartsDigest(size) for size in sizes}
+        digests = {size: PartsDigest(size) for size in sizes}
         step = min(OWN_PART_BYTES, self._settings.memory_budget_bytes // 2) - 1  # no cut where parts end
         for part in parts(info.size, step):
             job.permit.check()
@@ -152,36 +187,55 @@ class Multipart:
     # ── one upload ───────────────────────────────────────────────────────────────────────────────────
 
     def _upload(self, job: Job, info: ObjectInfo, plan: _Plan) -> tuple[Written, tuple[str, ...]]:
+        """Begins an upload, or goes on with the one left over; ends it in an object.
+
+        What can be gone on with stays there when it fails: the note in the ledger names it.
+        """
         bucket, key = job.rule.target_bucket, job.key
         job.permit.check()
-        upload_id, lost = self._target.create_upload(bucket, key, plan.attributes)
+        upload, there = self._begin(job, info, plan)
         try:
-            job.permit.note_upload(
-                json.dumps({"id": upload_id, "etag": info.etag, "part_size": plan.part_size})
-            )
-            digests = self._send_parts(job, info, plan.part_size, upload_id)
+            digests = self._send_parts(job, info, plan.part_size, upload.id, there)
             etag = parts_etag(digests)
             _verify_parts(job, etag, plan.expected_etag)
-            job.permit.check()
-            written = self._target.complete_upload(bucket, key, upload_id, [each.hex() for each in digests])
-        except BaseException:
-            with contextlib.suppress(StoreError):
-                self._target.abort_upload(bucket, key, upload_id)
+        except (IntegrityError, SourceChanged, StoreRefused):
+            with contextlib.suppress(StoreError, LedgerUnavailable):
+                self.discard(replace(job, left_over=upload.note()))
             raise
+        job.permit.check()
+        written = self._target.complete_upload(bucket, key, upload.id, [each.hex() for each in digests])
         if written.etag != etag:  # the parts were verified one by one; not every store computes this one
             verify_size(self._target, job, size=info.size)
-        return written, lost
+        return written, upload.lost
 
-    def _send_parts(self, job: Job, info: ObjectInfo, part_size: int, upload_id: str) -> list[bytes]:
-        """Copies all parts, several at a time; gives their MD5 digests in order."""
-        whole = _WholeDigest() if info.has_md5_etag else None
+    def _begin(self, job: Job, info: ObjectInfo, plan: _Plan) -> tuple[_Upload, dict[int, UploadedPart]]:
+        """The upload and the parts it has already."""
+        bucket, digest = job.rule.target_bucket, plan.digest(info)
+        left_over = _Upload.of(job.left_over)
+        if left_over and left_over.plan == digest:
+            there = self._target.uploaded_parts(bucket, job.key, left_over.id)
+            if there is not None:
+                return left_over, there
+        else:
+            self.discard(job)
+        upload_id, lost = self._target.create_upload(bucket, job.key, plan.attributes)
+        upload = _Upload(id=upload_id, plan=digest, lost=lost)
+        job.permit.note_upload(upload.note())
+        return upload, {}
+
+    def _send_parts(
+        self, job: Job, info: ObjectInfo, part_size: int, upload_id: str, there: Mapping[int, UploadedPart]
+    ) -> list[bytes]:
+        """Copies all parts that are not there, several at a time; gives all MD5 digests in order."""
+        whole = WholeDigest() if info.has_md5_etag else None
         under_way: deque[Future[bytes]] = deque()
         digests: list[bytes] = []
         try:
             for part in parts(info.size, part_size):
                 if len(under_way) == self._settings.parts_in_flight:
                     digests.append(under_way.popleft().result())
-                under_way.append(self._start_part(job, info, part, upload_id, whole))
+                sending = _Sending(part=part, upload_id=upload_id, whole=whole, there=there.get(part.number))
+                under_way.append(self._start_part(job, info, sending))
             digests.extend(future.result() for future in under_way)
         finally:
             # No part may outlive the copy: it would write under a claim that somebody else has by then.
@@ -196,31 +250,55 @@ class Multipart:
             verify_read(job, info, whole.hexdigest())
         return digests
 
-    def _start_part(
-        self, job: Job, info: ObjectInfo, part: Part, upload_id: str, whole: _WholeDigest | None
-    ) -> Future[bytes]:
-        self._budget.take(part.size)
+    def _start_part(self, job: Job, info: ObjectInfo, sending: _Sending) -> Future[bytes]:
+        if (digest := sending.known_digest()) and not sending.whole:
+            done: Future[bytes] = Future()
+            done.set_result(digest)
+            return done
+        size = sending.part.size
+        self._budget.take(size)
         try:
-            future = self._threads.submit(self._send_part, job, info, part, upload_id, whole)
+            future = self._threads.submit(self._send_part, job, info, sending)
         except BaseException:
-            self._budget.give_back(part.size)
+            self._budget.give_back(size)
             raise
-        future.add_done_callback(lambda _: self._budget.give_back(part.size))
+        future.add_done_callback(lambda _: self._budget.give_back(size))
         return future
 
-    def _send_part(
-        self, job: Job, info: ObjectInfo, part: Part, upload_id: str, whole: _WholeDigest | None
-    ) -> bytes:
+    def _send_part(self, job: Job, info: ObjectInfo, sending: _Sending) -> bytes:
+        part = sending.part
         job.permit.check()
         body = self._source.read_part(job.rule.source_bucket, job.key, part, etag=info.etag)
         md5 = hashlib.md5(body, usedforsecurity=False).digest()
-        if whole:
-            whole.add(part.number, body)
+        if sending.whole:
+            sending.whole.add(part.number, body)
+        if sending.known_digest() == md5:
+            return md5
         job.permit.check()
-        written = self._target.put_part(job.rule.target_bucket, job.key, upload_id, part.number, body, md5)
+        written = self._target.put_part(
+            job.rule.target_bucket, job.key, sending.upload_id, part.number, body, md5
+        )
         if not written.is_opaque and written.etag != md5.hex():
             raise corrupted(job, "part", expected=md5.hex(), found=written.etag)
         return md5
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sending:
+    """One part on its way."""
+
+    part: Part
+    upload_id: str
+    whole: WholeDigest | None
+    there: UploadedPart | None
+    """What the target has of it from an earlier attempt."""
+
+    def known_digest(self) -> bytes | None:
+        """The MD5 of what is there, where it is this part, whole, and its ETag an MD5."""
+        there = self.there
+        if there is None or there.size != self.part.size or not MD5_ETAG.fullmatch(there.etag):
+            return None
+        return bytes.fromhex(there.etag)
 
 
 class _OtherEtag(IntegrityError):
@@ -234,72 +312,6 @@ def _verify_parts(job: Job, etag: str, expected: str | None) -> None:
             f"{expected} was expected",
             hint="It is read again. If this stays, something on the way changes the data.",
         )
-
-
-def parts_etag(digests: list[bytes]) -> str:
-    """The ETag of an object whose parts have these MD5 digests."""
-    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}"
-
-
-class _PartsDigest:
-    """The ETag that an object would have in parts of one size, from its bytes in order."""
-
-    def __init__(self, part_size: int) -> None:
-        self._part_size = part_size
-        self._digests: list[bytes] = []
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self._filled = 0
-
-    def add(self, body: bytearray) -> None:
-        """Adds the next bytes."""
-        rest = memoryview(body)
-        while rest:
-            piece = rest[: self._part_size - self._filled]
-            self._md5.update(piece)
-            self._filled += len(piece)
-            rest = rest[len(piece) :]
-            if self._filled == self._part_size:
-                self._end_part()
-
-    def etag(self) -> str:
-        """The ETag, once all bytes are in."""
-        if self._filled or not self._digests:
-            self._end_part()
-        return parts_etag(self._digests)
-
-    def _end_part(self) -> None:
-        self._digests.append(self._md5.digest())
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self._filled = 0
-
-
-class _WholeDigest:
-    """MD5 over parts that are read side by side: each waits for its turn."""
-
-    def __init__(self) -> None:
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self._next = 1
-        self._turn = threading.Condition()
-        self._is_over = False
-
-    def add(self, number: int, body: bytearray) -> None:
-        """Adds part `number` once all before it are in. Parts start in order, so this always ends."""
-        with self._turn:
-            self._turn.wait_for(lambda: self._next == number or self._is_over)
-            if self._next == number:
-                self._md5.update(body)
-                self._next += 1
-            self._turn.notify_all()
-
-    def give_up(self) -> None:
-        """Lets all waiting parts go: an earlier one has failed."""
-        with self._turn:
-            self._is_over = True
-            self._turn.notify_all()
-
-    def hexdigest(self) -> str:
-        """The MD5 of all parts added."""
-        return self._md5.hexdigest()
 
 
 # ── was it read and written as it is? ────────────────────────────────────────────────────────────────

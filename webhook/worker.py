@@ -35,7 +35,8 @@ from webhook.ledger import Ledger
 from webhook.processes import is_dead, own_name
 from webhook.rules import Rule
 from webhook.settings import Settings, WorkerSettings
-from webhook.stores import Source, Target
+from webhook.source import Source
+from webhook.target import Target
 
 POLL_S = 0.05
 """How soon an idle worker notices what another process accepted."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +20,8 @@ from webhook.layout import MIB
 from webhook.objects import ObjectInfo
 from webhook.rules import Rule
 from webhook.settings import CopySettings, StoreSettings
-from webhook.stores import Source, Target
+from webhook.source import Source
+from webhook.target import Target
 
 CONNECTIONS_MAX = 40
 WHOLE_MAX = 5 * MIB
@@ -130,12 +131,18 @@ class Scene:
         listed = self.target_server.client()._list_multipart_uploads(self.rule.target_bucket)
         return [upload.object_name for upload in listed.uploads]
 
-    def fails_with(self, kind: type[ReplicatorError] | tuple[type[ReplicatorError], ...], **kw: Any) -> None:
-        """The copy fails in this way, and leaves neither an object nor an upload behind."""
+    def fails_with(
+        self,
+        kind: type[ReplicatorError] | tuple[type[ReplicatorError], ...],
+        *,
+        leaves: Sequence[str] = (),
+        **kw: Any,
+    ) -> None:
+        """The copy fails in this way, and leaves no object behind, and uploads of these keys only."""
         with pytest.raises(kind):
             self.copy(**kw)
         assert self.target_head() is None
-        assert self.uploads() == []
+        assert self.uploads() == list(leaves)
 
     def is_unchanged(self, **known: str) -> None:
         """One more copy finds nothing to do, and writes nothing."""

@@ -25,7 +25,8 @@ from webhook.errors import (
 )
 from webhook.layout import MIB, Part
 from webhook.objects import Properties
-from webhook.stores import Attributes, Source, Target
+from webhook.source import Source
+from webhook.target import Attributes, Target
 
 _numbers = itertools.count(1)
 BODY = bytearray(b"some bytes " * 100)
