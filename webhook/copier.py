@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from webhook.errors import NoSuchKey
 from webhook.holdings import Holdings
 from webhook.memory import MemoryBudget
-from webhook.multipart import Job, Multipart, Permit, corrupted, verify_read, verify_size
+from webhook.multipart import Copied, Job, Multipart, Permit, corrupted, verify_read, verify_size
 from webhook.objects import ObjectInfo, Properties, same_content
 from webhook.rules import Rule
 from webhook.settings import CopySettings
@@ -71,6 +71,10 @@ class Copier:
         """Ends the threads that copy parts."""
         self._multipart.close()
 
+    def discard_upload(self, rule: Rule, key: str, note: str) -> None:
+        """Ends the upload that a note in the ledger names; one that is gone is fine. Raises: StoreError."""
+        self._multipart.discard(rule, key, note)
+
     def copy_object(self, rule: Rule, key: str, *, permit: Permit, known: Known | None = None) -> Outcome:
         """Makes the target's object equal to the source's, as that is now, and verifies it.
 
@@ -86,7 +90,7 @@ class Copier:
                     return self._copy(job, reading)
             except NoSuchKey:
                 outcome = self._confirm_gone(job)
-        self._multipart.discard(job)
+        self._multipart.discard_left_over(job)
         return outcome
 
     def _look(self, job: Job, known: Known) -> Outcome | None:
@@ -112,21 +116,20 @@ class Copier:
         tags = self._source.tags(job.rule.source_bucket, job.key) if info.tag_count else {}
         attributes = Attributes(properties=info.properties, tags=tags)
         if info.parts_count == 0 and info.size <= self._settings.whole_max_bytes:
-            self._multipart.discard(job)
-            written, lost = self._copy_whole(job, reading, attributes)
+            self._multipart.discard_left_over(job)
+            copied = self._copy_whole(job, reading, attributes)
         else:
             reading.close()
-            written, lost = self._multipart.copy(job, info, attributes)
-        lost += self._find_lost(job, info.properties, written)
+            copied = self._multipart.copy(job, info, attributes)
         return Outcome(
             kind=OutcomeKind.REPLICATED,
             size=info.size,
-            bytes_copied=info.size,
+            bytes_copied=copied.bytes_sent,
             source_etag=info.etag,
             source_version=info.version_id,
-            target_etag=written.etag,
-            cid=written.cid,
-            lost=lost,
+            target_etag=copied.written.etag,
+            cid=copied.written.cid,
+            lost=copied.lost + self._find_lost(job, info.properties, copied.written),
         )
 
     def _find_lost(self, job: Job, sent: Properties, written: Written) -> tuple[str, ...]:
@@ -155,9 +158,7 @@ class Copier:
 
     # ── one request ──────────────────────────────────────────────────────────────────────────────────
 
-    def _copy_whole(
-        self, job: Job, reading: Reading, attributes: Attributes
-    ) -> tuple[Written, tuple[str, ...]]:
+    def _copy_whole(self, job: Job, reading: Reading, attributes: Attributes) -> Copied:
         info = reading.info
         with self._budget.taken(info.size):
             body = reading.read(info.size)
@@ -166,7 +167,7 @@ class Copier:
             job.permit.check()
             written, lost = self._target.put(job.rule.target_bucket, job.key, body, md5, attributes)
         self._verify_written(job, written, expected=md5.hex(), size=info.size)
-        return written, lost
+        return Copied(written=written, lost=lost, bytes_sent=info.size)
 
     def _verify_written(self, job: Job, written: Written, *, expected: str, size: int) -> None:
         """By ETag; by size where that means nothing, and for folder markers (SeaweedFS stores them empty)."""

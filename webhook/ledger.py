@@ -34,7 +34,7 @@ import sqlalchemy as sa
 
 from webhook import statements
 from webhook.database import BUSY_TIMEOUT_S, ENTRIES, QUARANTINE, connect, translated_errors
-from webhook.entries import LANES, LIVE, RUNNING, STATES, WAITING, Claim, Ending, Misfit, Request
+from webhook.entries import FAILED, LANES, LIVE, RUNNING, STATES, WAITING, Claim, Ending, Misfit, Request
 from webhook.errors import LedgerUnavailable
 
 FAILURES_PAGE_MAX = 1000
@@ -216,6 +216,19 @@ class Ledger:
         page = wanted.order_by(ROW.rule, ROW.key).limit(min(limit, FAILURES_PAGE_MAX))
         with self._reading() as connection:
             return [statements.readable(row) for row in connection.execute(page).mappings()]
+
+    def failed_with_upload(self, *, before: float) -> list[Claim]:
+        """The last claims of entries that failed before that time and left an upload, some at a time."""
+        wanted = ENTRIES.select().where(*statements.failed(None, "", None), ROW.upload.is_not(None))
+        with self._reading() as connection:
+            rows = connection.execute(wanted.limit(FAILURES_PAGE_MAX)).mappings().all()
+        return [claim for claim, ended_at in map(statements.last_claim, rows) if ended_at < before]
+
+    def drop_upload(self, claim: Claim) -> None:
+        """Forgets the upload of an entry that has failed, unless somebody asked for it meanwhile."""
+        last = (ROW.rule == claim.rule, ROW.key == claim.key, ROW.claim_number == claim.number)
+        with self._writing() as connection:
+            connection.execute(sa.update(ENTRIES).where(*last, ROW.state == FAILED).values(upload=None))
 
     def check(self) -> None:
         """Raises LedgerUnavailable unless a write can begin."""

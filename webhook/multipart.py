@@ -57,6 +57,17 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Copied:
+    """An object that was written and verified."""
+
+    written: Written
+    lost: tuple[str, ...]
+    """What the target could not hold."""
+    bytes_sent: int
+    """Fewer than its size where parts were there from an earlier attempt."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Upload:
     """An upload as noted in the ledger: enough to go on with it, or to end it."""
 
@@ -106,8 +117,8 @@ class Multipart:
         """Ends the threads that copy parts."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def copy(self, job: Job, info: ObjectInfo, attributes: Attributes) -> tuple[Written, tuple[str, ...]]:
-        """Copies and verifies; gives what the target says of it, and what it could not hold.
+    def copy(self, job: Job, info: ObjectInfo, attributes: Attributes) -> Copied:
+        """Copies and verifies.
 
         Raises: SourceChanged where the object was replaced meanwhile, StoreError, IntegrityError, LeaseLost.
         """
@@ -126,12 +137,16 @@ class Multipart:
         plan = self._plan_by_reading(job, info, attributes, guesses=guesses, own=own)
         return self._upload(replace(job, left_over=""), info, plan)
 
-    def discard(self, job: Job) -> None:
+    def discard_left_over(self, job: Job) -> None:
         """Ends the upload that an earlier attempt left over; its parts take up room. Raises: StoreError."""
         if job.left_over:
-            if upload := _Upload.of(job.left_over):
-                self._target.abort_upload(job.rule.target_bucket, job.key, upload.id)
+            self.discard(job.rule, job.key, job.left_over)
             job.permit.note_upload(None)
+
+    def discard(self, rule: Rule, key: str, note: str) -> None:
+        """Ends the upload that a note names. Raises: StoreError."""
+        if upload := _Upload.of(note):
+            self._target.abort_upload(rule.target_bucket, key, upload.id)
 
     # ── where to cut ─────────────────────────────────────────────────────────────────────────────────
 
@@ -186,7 +201,7 @@ class Multipart:
 
     # ── one upload ───────────────────────────────────────────────────────────────────────────────────
 
-    def _upload(self, job: Job, info: ObjectInfo, plan: _Plan) -> tuple[Written, tuple[str, ...]]:
+    def _upload(self, job: Job, info: ObjectInfo, plan: _Plan) -> Copied:
         """Begins an upload, or goes on with the one left over; ends it in an object.
 
         What can be gone on with stays there when it fails: the note in the ledger names it.
@@ -200,13 +215,14 @@ class Multipart:
             _verify_parts(job, etag, plan.expected_etag)
         except (IntegrityError, SourceChanged, StoreRefused):
             with contextlib.suppress(StoreError, LedgerUnavailable):
-                self.discard(replace(job, left_over=upload.note()))
+                self.discard_left_over(replace(job, left_over=upload.note()))
             raise
         job.permit.check()
         written = self._target.complete_upload(bucket, key, upload.id, [each.hex() for each in digests])
         if written.etag != etag:  # the parts were verified one by one; not every store computes this one
             verify_size(self._target, job, size=info.size)
-        return written, upload.lost
+        kept = sum(part.size for part in parts(info.size, plan.part_size) if part.number in there)
+        return Copied(written=written, lost=upload.lost, bytes_sent=info.size - kept)
 
     def _begin(self, job: Job, info: ObjectInfo, plan: _Plan) -> tuple[_Upload, dict[int, UploadedPart]]:
         """The upload and the parts it has already."""
@@ -217,7 +233,7 @@ class Multipart:
             if there is not None:
                 return left_over, there
         else:
-            self.discard(job)
+            self.discard_left_over(job)
         upload_id, lost = self._target.create_upload(bucket, job.key, plan.attributes)
         upload = _Upload(id=upload_id, plan=digest, lost=lost)
         job.permit.note_upload(upload.note())

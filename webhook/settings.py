@@ -56,6 +56,8 @@ class WorkerSettings:
     """How long a claim holds without a sign of life."""
     attempts_max: int
     """Tries an object gets before it is put aside as failed. Waiting for an unreachable store is no try."""
+    upload_keep_s: float
+    """How long an unfinished upload of a failed object is kept, to be gone on with."""
     drain_s: float
     """How long a stopping process lets running copies finish before it hands them back."""
 
@@ -113,6 +115,7 @@ def from_environ(environ: Mapping[str, str]) -> Settings:
             embedded=read.flag("WORKER_EMBEDDED", default=True),
             lease_s=read.whole("LEASE_S", 60, least=2, most=3600),
             attempts_max=read.whole("MAX_ATTEMPTS", 20, least=1, most=10_000),
+            upload_keep_s=read.whole("UPLOAD_KEEP_S", 86_400, least=0, most=31_536_000),
             drain_s=read.whole("DRAIN_S", 25, least=0, most=3600),
         ),
         copy=CopySettings(

@@ -271,14 +271,21 @@ def _history(claim: Claim, now: float, **what: Any) -> str:
     return json.dumps([*json.loads(claim.history), attempt][-ATTEMPTS_REMEMBERED:])
 
 
-def past_ending(row: sa.RowMapping, attempt: Mapping[str, Any]) -> Ending:
-    """The ending that left this row and this last attempt behind."""
+def last_claim(row: sa.RowMapping) -> tuple[Claim, float]:
+    """An entry's last claim that came to an end, and when it did."""
+    attempt = json.loads(row["history"])[-1]
     claim = Claim(
         number=row["claim_number"],
         worker=attempt["worker"],
         claimed_at=attempt["claimed_at"],
         **{name: row[name] for name in _CLAIM_COLUMNS},
     )
+    return claim, attempt["ended_at"]
+
+
+def past_ending(row: sa.RowMapping, attempt: Mapping[str, Any]) -> Ending:
+    """The ending that left this row and this last attempt behind."""
+    claim, ended_at = last_claim(row)
     if attempt["result"] != "error":
         result = ("outcome", "size", "source_etag", "source_version", "target_etag", "cid")
         return Settled(
@@ -291,7 +298,7 @@ def past_ending(row: sa.RowMapping, attempt: Mapping[str, Any]) -> Ending:
         return Buried(claim=claim, error_code=row["error_code"], error=row["error"])
     return Retried(
         claim=claim,
-        after_s=max(0.0, (row["due_at"] or 0.0) - attempt["ended_at"]),
+        after_s=max(0.0, (row["due_at"] or 0.0) - ended_at),
         backoff_s=row["backoff_s"],
         counts=True,
         error_code=row["error_code"],

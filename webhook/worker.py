@@ -30,7 +30,7 @@ from webhook.attempt import Lease, Task, attempt, log_ending
 from webhook.copier import Copier
 from webhook.database import BUSY_TIMEOUT_S
 from webhook.entries import Claim, Ending, Released, Request
-from webhook.errors import LedgerUnavailable, ReplicatorError
+from webhook.errors import LedgerUnavailable, ReplicatorError, StoreError
 from webhook.ledger import Ledger
 from webhook.processes import is_dead, own_name
 from webhook.rules import Rule
@@ -47,6 +47,8 @@ PREFETCH_S = 0.05
 TROUBLE_DELAY_S = 0.5
 """Between tries while the ledger cannot be used."""
 DEAD_CHECK_S = 5.0
+TIDY_S = 600.0
+"""Between looks for old uploads."""
 HALT_S = 3.0
 """How long a copy whose drain time is over may take to notice."""
 
@@ -88,8 +90,9 @@ class Worker:
         self.start_keeper()
 
     def start_keeper(self) -> None:
-        """Prolongs leases of `replicate_now` where the process does not replicate otherwise."""
+        """Prolongs leases, also those of `replicate_now` in a process that does not replicate otherwise."""
         threading.Thread(target=self._keep_loop, name="keeper", daemon=True).start()
+        threading.Thread(target=self._tidy_loop, name="tidier", daemon=True).start()
 
     def stop_claiming(self) -> None:
         """Takes nothing new from now on. Safe in a signal handler."""
@@ -199,12 +202,28 @@ class Worker:
                 self._ledger.release_of(is_dead)
             time.sleep(pause_s)
 
+    def _tidy_loop(self) -> None:
+        """Apart from the keeper, whose leases must not wait for a store."""
+        while True:
+            with self._surviving("cannot end old uploads"):
+                self.end_old_uploads()
+            time.sleep(TIDY_S)
+
+    def end_old_uploads(self) -> None:
+        """Those of failed entries: all others are gone on with, or ended by the copy that comes next."""
+        before = time.time() - self._options.upload_keep_s
+        for claim in self._ledger.failed_with_upload(before=before):
+            if rule := self._rules.get(claim.rule):
+                self._copier.discard_upload(rule, claim.key, claim.upload or "")
+                self._ledger.drop_upload(claim)
+                log.info("old upload ended", key=claim.key, rule=claim.rule)
+
     @contextlib.contextmanager
     def _surviving(self, trouble: str) -> Iterator[None]:
         """A loop outlives whatever one round of it meets; what it was about is found again by its lease."""
         try:
             yield
-        except LedgerUnavailable as error:
+        except (LedgerUnavailable, StoreError) as error:
             log.warning(trouble, error=error.message)
             self._stopping.wait(TROUBLE_DELAY_S)
         except Exception:

@@ -181,3 +181,29 @@ def test_a_put_is_recorded_whole_or_not_at_all(ledger: Ledger, database_url: str
         connection.execute(sa.text("ALTER TABLE elsewhere RENAME TO quarantine"))
     engine.dispose()
     assert ledger.entry(RULE, "k") is None
+
+
+def test_the_upload_of_an_entry_that_failed_long_ago_is_found_and_forgotten(
+    ledger: Ledger, clock: Clock
+) -> None:
+    ledger.put([ask("old", 1), ask("young", 1), ask("without", 1), ask("running", 1)])
+    for claim in take(ledger):
+        if claim.key != "without":
+            ledger.note_upload(claim, "note")
+        if claim.key in ("old", "without"):
+            ledger.finish([buried(claim)])
+        elif claim.key == "young":
+            clock.now += 100
+            ledger.finish([buried(claim)])
+    (found,) = ledger.failed_with_upload(before=clock.now - 50)
+    assert (found.key, found.upload) == ("old", "note")
+    ledger.revive(prefix="old")
+    ledger.drop_upload(found)
+    assert row(ledger, "old")["upload"] == "note", "somebody asked for it meanwhile"
+    again = take_one(ledger, "old")
+    assert again is not None
+    ledger.finish([buried(again)])
+    ledger.drop_upload(found)
+    assert row(ledger, "old")["upload"] == "note", "another claim has ended since"
+    ledger.drop_upload(again)
+    assert row(ledger, "old")["upload"] is None

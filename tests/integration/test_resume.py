@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import SETTINGS, Permit, Scene
 from tests.integration.test_copier import RANDOM
 from tests.proxy import flip_answer
+from webhook.entries import Buried, Request
 from webhook.errors import IntegrityError, LeaseLost
 from webhook.layout import MIB
+from webhook.ledger import Ledger
+from webhook.settings import WorkerSettings
+from webhook.worker import Worker
 
 
 def interrupted(scene: Scene, *, after_parts: int) -> str:
@@ -31,7 +36,7 @@ def interrupted(scene: Scene, *, after_parts: int) -> str:
 def test_a_copy_goes_on_with_the_parts_already_there(scene: Scene) -> None:
     scene.put(RANDOM[: 32 * MIB], part_size=5 * MIB)
     note = interrupted(scene, after_parts=4)
-    scene.replicates(RANDOM[: 32 * MIB], upload=note)
+    scene.replicates(RANDOM[: 32 * MIB], sent=12 * MIB, upload=note)
     assert scene.target_wire.counted["UploadPart"] == 3
     assert scene.source_wire.counted["GetObject"] == 1 + 3  # once for the headers
     assert scene.target_wire.counted["CreateMultipartUpload"] == 0
@@ -95,3 +100,22 @@ def test_what_needs_no_parts_any_more_ends_the_upload(scene: Scene, what: str) -
     scene.copy(upload=note, permit=permit)
     assert scene.uploads() == []
     assert permit.notes == [None]
+
+
+def test_the_upload_of_an_object_that_failed_is_ended_when_its_time_is_over(
+    scene: Scene, tmp_path: Path
+) -> None:
+    ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db")
+    scene.put(RANDOM[: 12 * MIB], part_size=5 * MIB)
+    note = interrupted(scene, after_parts=1)
+    ledger.put([Request(rule=scene.rule.name, key="key")])
+    (claim,) = ledger.claim(1, worker="w", lease_s=60)
+    ledger.note_upload(claim, note)
+    ledger.finish([Buried(claim=claim, error_code="x", error="y")])
+    for keep_s, left in ((3600.0, ["key"]), (0.0, [])):
+        options = WorkerSettings(
+            threads=1, embedded=True, lease_s=60, attempts_max=1, drain_s=0, upload_keep_s=keep_s
+        )
+        Worker([scene.rule], ledger, scene.copier(), options).end_old_uploads()
+        assert scene.uploads() == left
+    ledger.close()
