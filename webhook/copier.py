@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from webhook.errors import NoSuchKey
 from webhook.holdings import Holdings
@@ -104,7 +104,12 @@ class Copier:
             wanted = self._source.head(job.rule.source_bucket, job.key)
         except NoSuchKey:
             return self._confirm_gone(job)
-        return _unchanged(present, source=wanted) if self._is_equal(job, wanted, present, known) else None
+        if not self._is_equal(job, wanted, present, known):
+            return None
+        lost = self._holdings.lost(wanted.properties, known.lost)
+        if wanted.tag_count and (not self._target.takes_tags or "tags" in known.lost):
+            lost += ("tags",)
+        return _unchanged(present, source=wanted, lost=lost)
 
     def _confirm_gone(self, job: Job) -> Outcome:
         """HEAD cannot tell a missing key from a missing bucket; only the first is an outcome."""
@@ -129,16 +134,18 @@ class Copier:
             source_version=info.version_id,
             target_etag=copied.written.etag,
             cid=copied.written.cid,
-            lost=copied.lost + self._find_lost(job, info.properties, copied.written),
+            lost=self._find_lost(job, info.properties, copied),
         )
 
-    def _find_lost(self, job: Job, sent: Properties, written: Written) -> tuple[str, ...]:
+    def _find_lost(self, job: Job, sent: Properties, copied: Copied) -> tuple[str, ...]:
         """Looks what the target made of properties it was not sent before, and remembers."""
+        if "expires" in copied.lost:
+            sent = replace(sent, expires="")
         if not self._holdings.knows(sent):
             found = self._target.head(job.rule.target_bucket, job.key)
-            if found and found.etag == written.etag:
-                self._holdings.learn(sent, found)
-        return self._holdings.lost(sent)
+            if found and found.etag == copied.written.etag:
+                return copied.lost + self._holdings.learn(sent, found)
+        return copied.lost + self._holdings.lost(sent)
 
     # ── is there anything to do? ─────────────────────────────────────────────────────────────────────
 

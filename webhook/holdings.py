@@ -27,7 +27,8 @@ def traits(properties: Properties) -> dict[str, object]:
         "content-language": properties.content_language,
         "cache-control": properties.cache_control,
         "expires": properties.expires,
-        "metadata": dict(properties.metadata),
+        "metadata": {name: value for name, value in properties.metadata.items() if value},
+        "metadata without a value": sorted(name for name, value in properties.metadata.items() if not value),
     }
     return {name: value for name, value in named.items() if value}
 
@@ -43,18 +44,23 @@ class Holdings:
         """Whether each trait was seen at the target before."""
         return traits(properties).keys() <= self._held | self._lost
 
-    def learn(self, sent: Properties, found: ObjectInfo) -> None:
-        """Takes note of what the target shows after it was sent these properties."""
+    def learn(self, sent: Properties, found: ObjectInfo) -> tuple[str, ...]:
+        """Takes note of what the target shows after it was sent these properties; gives what it does not.
+
+        What one object keeps is not held to be lost because another one does not show it.
+        """
         if len(self._held) + len(self._lost) > TRAITS_MAX:
             self._held.clear()
             self._lost.clear()
         shown = traits(found.properties)
-        for name, value in traits(sent).items():
-            (self._held if shown.get(name) == value else self._lost).add(name)
+        lost = tuple(name for name, value in traits(sent).items() if shown.get(name) != value)
+        self._held.update(traits(sent).keys() - set(lost))
+        self._lost.update(set(lost) - self._held)
+        return lost
 
-    def lost(self, properties: Properties) -> tuple[str, ...]:
-        """The traits of these properties that the target does not hold."""
-        return tuple(name for name in traits(properties) if name in self._lost)
+    def lost(self, properties: Properties, before: frozenset[str] = frozenset()) -> tuple[str, ...]:
+        """The traits of these properties that the target does not hold; `before` as in `same`."""
+        return tuple(name for name in traits(properties) if name in self._lost | before)
 
     def same(self, wanted: Properties, present: Properties, *, lost_before: frozenset[str]) -> bool:
         """Whether the target shows all of `wanted` that it can hold, and nothing else.

@@ -12,6 +12,8 @@ STAMP = "replicator-source-etag"
 NOT_OURS = frozenset({STAMP, "cid"})
 """Metadata that the source does not have: the stamp, and the IPFS CID that Filebase reports."""
 MD5_ETAG = re.compile(r"[0-9a-f]{32}")
+EMPTY_ETAG = "d41d8cd98f00b204e9800998ecf8427e"
+"""The MD5 of nothing."""
 PARTS_ETAG = re.compile(r"[0-9a-f]{32}-([0-9]{1,5})")
 
 
@@ -101,7 +103,9 @@ def same_content(source: ObjectInfo, target: ObjectInfo) -> bool:
     """Whether the headers prove that both hold the same bytes."""
     if source.size != target.size:
         return False
-    return source.size == 0 or (source.etag != "" and source.etag in (target.etag, target.stamp))
+    if source.size == 0:  # some stores answer for a folder that has objects in it: no object has that ETag
+        return target.is_opaque or target.etag in ("", EMPTY_ETAG, source.etag)
+    return source.etag != "" and source.etag in (target.etag, target.stamp)
 
 
 def _size(low: Mapping[str, str]) -> int:
