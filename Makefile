@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help demo test check run tools clean
+.PHONY: help demo bench test check run tools clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -21,6 +21,9 @@ $(READY): requirements.txt requirements-dev.txt
 
 demo: $(READY) ## Real servers, real objects, a crash: watch them being replicated
 	@$(BIN)/python -m scripts.demo
+
+bench: $(READY) tools ## Beside rclone and mc mirror, on this machine
+	@$(BIN)/python -m scripts.bench $(ARGS)
 
 test: $(READY) tools ## All tests, on real servers; ARGS="-k name" narrows
 	@$(BIN)/python -m pytest $(ARGS)

@@ -117,5 +117,5 @@ class LoneWorker(Replicator):
         return [sys.executable, "-m", "webhook.worker"]
 
     def _probe(self) -> None:
-        if "worker starts" not in self.log_tail():
+        if "worker starts" not in self.log_path.read_text(errors="replace"):
             raise ConnectionError("not yet")

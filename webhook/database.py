@@ -160,13 +160,18 @@ def _sqlite(url: sa.URL) -> sa.Engine:
     def _configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # transactions begin where the listener below says
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # an answered event survives a power cut
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
+        options = connection.get_execution_options()
+        if options.get("only_reads"):
+            connection.exec_driver_sql("BEGIN")
+            return
+        # An answered event survives a power cut. Who works on what need not: it would be found out anew.
+        kept = "NORMAL" if options.get("may_be_forgotten") else "FULL"
+        connection.exec_driver_sql(f"PRAGMA synchronous={kept}")
         # A write that begins as a read fails at once where it meets another writer, instead of waiting.
-        reads = connection.get_execution_options().get("only_reads")
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 

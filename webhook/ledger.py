@@ -47,6 +47,7 @@ class Ledger:
     def __init__(self, engine: sa.Engine, *, clock: Callable[[], float] = time.time) -> None:
         self._engine = engine
         self._reader = engine.execution_options(only_reads=True)
+        self._claimer = engine.execution_options(may_be_forgotten=True)
         self._clock = clock
         self._one_writer = threading.Lock() if engine.dialect.name == "sqlite" else None
         self._listeners: list[Callable[[], None]] = []
@@ -113,7 +114,7 @@ class Ledger:
         if not self._anything_due():
             return []
         claims: list[Claim] = []
-        with self._writing() as connection:
+        with self._writing(self._claimer) as connection:
             now = self._clock()
             for lane in LANES:
                 if len(claims) < limit:
@@ -123,7 +124,7 @@ class Ledger:
 
     def claim_one(self, rule: str, key: str, *, worker: str, lease_s: float) -> Claim | None:
         """This entry, if it is waiting (due or not) or its lease ran out; None otherwise."""
-        with self._writing() as connection:
+        with self._writing(self._claimer) as connection:
             now = self._clock()
             free = sa.or_(ROW.state == WAITING, sa.and_(ROW.state == RUNNING, ROW.due_at <= now))
             entry = sa.select(ROW.rule, ROW.key).where(ROW.rule == rule, ROW.key == key, free)
@@ -135,7 +136,7 @@ class Ledger:
     def extend(self, claims: Sequence[Claim], *, lease_s: float) -> list[Claim]:
         """Prolongs the leases that are still held, and gives the claims that are not."""
         gone = []
-        with self._writing() as connection:
+        with self._writing(self._claimer) as connection:
             until = self._clock() + lease_s
             for claim in sorted(claims, key=lambda each: (each.rule, each.key)):
                 statement = sa.update(ENTRIES).where(*statements.held(claim)).values(due_at=until)
@@ -152,7 +153,7 @@ class Ledger:
         """Ends claims, all in one transaction; gives how many of them were still held."""
         now = self._clock()
         in_order = sorted(endings, key=lambda each: (each.claim.rule, each.claim.key))
-        with self._writing() as connection:
+        with self._writing(self._claimer) as connection:
             held = 0
             for kind, group in itertools.groupby(in_order, key=type):
                 rows = [statements.ending_row(ending, now) for ending in group]
@@ -170,7 +171,7 @@ class Ledger:
         if not dead:
             return 0
         theirs = statements.update_in_order(ROW.due_at.is_not(None), ROW.worker.in_(dead))
-        with self._writing() as connection:
+        with self._writing(self._claimer) as connection:
             return connection.execute(theirs.values(due_at=self._clock())).rowcount
 
     # ── looking ──────────────────────────────────────────────────────────────────────────────────────
@@ -253,15 +254,18 @@ class Ledger:
             yield connection
 
     @contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
-        """A transaction. Threads queue for SQLite's one write lock here: its own waiting sleeps longer."""
+    def _writing(self, engine: sa.Engine | None = None) -> Iterator[sa.Connection]:
+        """A transaction, by default one that survives a power cut.
+
+        Threads queue for SQLite's one write lock here: its own waiting sleeps longer.
+        """
         if self._one_writer and not self._one_writer.acquire(timeout=BUSY_TIMEOUT_S):
             raise LedgerUnavailable(
                 f"the ledger was busy for {BUSY_TIMEOUT_S:.0f} s",
                 hint="Check its disk, and whether another program holds the file.",
             )
         try:
-            with translated_errors(), self._engine.begin() as connection:
+            with translated_errors(), (engine or self._engine).begin() as connection:
                 yield connection
         finally:
             if self._one_writer:

@@ -1,0 +1,255 @@
+"""This service beside rclone and mc mirror, on this machine, against real servers on the loopback address.
+
+It starts the servers, loads objects, and lets each contender copy them into a new bucket, in turn, for some
+rounds; then it measures how soon one object and a burst of them are at the target, and how many notifications
+are accepted. Ratios are taken within a round, where all met the same machine; their median counts. All is
+printed; when nothing was left out, or with --write, it goes to docs/BENCHMARKS.md too. Takes half an hour and
+12 GB in the temporary folder (TMPDIR); --quick two minutes.
+
+Exit status: 0 measured, 1 something failed, whatever was reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from scripts.bench_accept import measure_accepting
+from scripts.bench_copy import CASES, MIB, Case, Copying, median_run
+from scripts.bench_live import MC, OURS, Live, measure_live
+from scripts.bench_peers import CONTENDERS, BenchError, Run
+from scripts.bench_report import Section, facts, markdown, show
+from scripts.local_servers import Gateway, S3Server, SeaweedFS, ServerError
+from scripts.local_service import ROOT
+
+MB = 1_000_000
+LIVE_CASES = ("latency", "burst", "notifications")
+SOURCES: Mapping[str, type[S3Server]] = {"gateway": Gateway, "seaweedfs": SeaweedFS}
+MEMORY_GOAL_MIB = 150 + 128  # and the default of MEMORY_BUDGET_MIB
+LIVE_GOAL, ACCEPT_GOAL = 1.2, 0.6
+ROUNDS, SAMPLES, BURST, ACCEPT_S = 3, 60, 1000, 5.0
+REPORT = ROOT / "docs" / "BENCHMARKS.md"
+WIDTH_COLUMNS = 150
+
+
+# ── copying ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def copy_section(options: argparse.Namespace, name: str, folder: Path, console: Console) -> Section:
+    """Every case from one kind of source."""
+    with SOURCES[name](folder / name) as source, SeaweedFS(folder / f"{name}-target") as target:
+        say = lambda text: console.print(f"  {name}: {text}", style="dim")  # noqa: E731
+        copying = Copying(source, target, folder / f"{name}-runs", say)
+        starts = copying.starts(options.rounds)
+        notes = ", ".join(f"{who} {run.seconds:.2f} s and {run.cpu_s:.2f} s" for who, run in starts.items())
+        header = ("case", "unit", *CONTENDERS, *(f"ours ÷ {who}" for who in ("rclone", "mc")))
+        per_each = f": {', '.join(CONTENDERS)}"
+        section = Section(
+            f"{name} → seaweedfs",
+            f"Left out: the time and processor time to start and copy nothing ({notes}).",
+            (*header, f"CPU ms per object{per_each}", f"peak MiB{per_each}", "reached"),
+        )
+        for case in options.copy_cases:
+            section.rows.append(copy_row(case, copying.rounds(case, options.rounds), starts))
+    return section
+
+
+def copy_row(case: Case, runs: Mapping[str, Sequence[Run]], starts: Mapping[str, Run]) -> Sequence[str]:
+    """`starts` is taken off each run; from ours only the processor time, it is timed from its start on."""
+    net = {who: [_without(starts[who], run, timed=who == OURS) for run in each] for who, each in runs.items()}
+    medians = {who: median_run(list(each)) for who, each in net.items()}
+    amount, unit = (
+        (case.objects, "objects/s") if case.size <= MIB else (case.objects * case.size / MB, "MB/s")
+    )
+    ratios = {
+        who: [peer.seconds / ours.seconds for ours, peer in zip(net[OURS], net[who], strict=True)]
+        for who in ("rclone", "mc")
+    }
+    digits = 2 if case.size <= MIB else 0
+    peak_mib = medians[OURS].peak_bytes / MIB
+    reached = [_judged(who, statistics.median(ratios[who]), least=goal) for who, goal in case.goals.items()]
+    return (
+        f"{case.objects:,} × {case.name}",
+        unit,
+        *(f"{amount / medians[who].seconds:,.0f}" for who in CONTENDERS),
+        *(_spread(each) for each in ratios.values()),
+        " / ".join(f"{medians[who].cpu_s / case.objects * 1000:,.{digits}f}" for who in CONTENDERS),
+        " / ".join(f"{medians[who].peak_bytes / MIB:,.0f}" for who in CONTENDERS),
+        ", ".join([*reached, _judged("MiB", peak_mib, most=MEMORY_GOAL_MIB)]),
+    )
+
+
+def _without(start: Run, run: Run, *, timed: bool) -> Run:
+    seconds = run.seconds if timed else max(run.seconds - start.seconds, 0.001)
+    return Run(seconds, max(run.cpu_s - start.cpu_s, 0.0), run.peak_bytes)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
+
+
+def _judged(what: str, value: float, *, least: float = float("-inf"), most: float = float("inf")) -> str:
+    goal = f"≥ {least:g}" if most == float("inf") else f"≤ {most:g}"
+    return f"{what} {goal} {'✔' if least <= value <= most else '✘'}"
+
+
+# ── live ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def live_section(options: argparse.Namespace, folder: Path) -> Section:
+    """One object, and many at once."""
+    samples = options.samples if "latency" in options.cases else 0
+    burst = options.burst if "burst" in options.cases else 0
+    with Gateway(folder / "live-source") as source, SeaweedFS(folder / "live-target") as target:
+        live = measure_live(
+            source, target, folder / "live", samples=samples, burst=burst, rounds=options.rounds
+        )
+    section = Section(
+        "Live: gateway → seaweedfs, 4 KiB objects",
+        f"{samples} single PUTs to each in turn, 0.1 s apart; bursts of {burst:,} PUTs by 16 clients. "
+        "From the PUT's return, or for a whole burst from its begin, until HEAD finds the copy there; "
+        "“settled” until the ledger says that the copy is verified, against mc's copy being there.",
+        ("what", "unit", "ours", "mc mirror --watch", "ours ÷ mc", "reached"),
+    )
+    section.rows.extend(_latency_rows(live) if samples else [])
+    section.rows.extend(_burst_rows(live, burst) if burst else [])
+    peaks = [f"{live.peak_bytes[who] / MIB:,.0f}" for who in (OURS, MC)]
+    memory = _judged("MiB", live.peak_bytes[OURS] / MIB, most=MEMORY_GOAL_MIB)
+    section.rows.append(("peak memory, web process and worker", "MiB", *peaks, "", memory))
+    return section
+
+
+def _latency_rows(live: Live) -> list[Sequence[str]]:
+    rows: list[Sequence[str]] = []
+    mc_ms = live.latency_ms[MC]
+    for what, ours_ms, goal in (
+        ("PUT → copy there", live.latency_ms[OURS], LIVE_GOAL),
+        ("PUT → settled", live.settled_ms, LIVE_GOAL),
+    ):
+        for name, figure, limit in (("median", statistics.median, goal), ("p95", _p95, None)):
+            ours, mc = figure(ours_ms), figure(mc_ms)
+            verdict = _judged("mc", ours / mc, most=limit) if limit else ""
+            rows.append((f"{what}, {name}", "ms", f"{ours:.1f}", f"{mc:.1f}", f"{ours / mc:.2f}", verdict))
+    return rows
+
+
+def _p95(values: Sequence[float]) -> float:
+    return sorted(values)[int(len(values) * 0.95)]
+
+
+def _burst_rows(live: Live, objects: int) -> list[Sequence[str]]:
+    def row(what: str, unit: str, ours: Sequence[float], mc: Sequence[float], scale: float = 1) -> list[str]:
+        ratios = [one / other for one, other in zip(ours, mc, strict=True)]
+        figures = [f"{statistics.median(each) * scale:.2f}" for each in (ours, mc)]
+        return [what, unit, *figures, _spread(ratios), str(statistics.median(ratios))]
+
+    rows = [
+        row("burst → all there", "s", live.burst_s[OURS], live.burst_s[MC]),
+        row("burst → all settled", "s", live.burst_settled_s, live.burst_s[MC]),
+        row("burst's last PUT → all there", "s", live.behind_s[OURS], live.behind_s[MC]),
+        row("CPU per object of a burst", "ms", live.burst_cpu_s[OURS], live.burst_cpu_s[MC], 1000 / objects),
+    ]
+    for each in rows:
+        ratio = float(each.pop())
+        each.append(_judged("mc", ratio, most=LIVE_GOAL) if each[0].startswith("burst →") else "")
+    return list(rows)
+
+
+def accept_section(options: argparse.Namespace, folder: Path) -> Section:
+    """Notifications."""
+    with SeaweedFS(folder / "accept-store") as store:
+        rates = measure_accepting(store, store, folder, seconds=options.accept_s, rounds=options.rounds)
+    ratios = [ours / parsing for ours, parsing in zip(rates["ours"], rates["parsing"], strict=True)]
+    section = Section(
+        "Notifications",
+        "One gunicorn process, 16 connections kept open by 4 client processes; ours commits each to disk "
+        "before it answers, the other route parses the JSON and answers.",
+        ("what", "unit", "ours", "parsing only", "ours ÷ parsing", "reached"),
+    )
+    medians = [f"{statistics.median(each):,.0f}" for each in rates.values()]
+    verdict = _judged("ratio", statistics.median(ratios), least=ACCEPT_GOAL)
+    section.rows.append(("accepted", "per second", *medians, _spread(ratios), verdict))
+    return section
+
+
+# ── the command ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options, `--quick` worked in."""
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m scripts.bench", description=__doc__, formatter_class=shape)
+    names = [*(case.name for case in CASES), *LIVE_CASES]
+    listed = lambda text: text.split(",")  # noqa: E731
+    parser.add_argument("--cases", type=listed, default=names, help=f"of {','.join(names)}")
+    parser.add_argument("--sources", type=listed, default=list(SOURCES), help=f"of {','.join(SOURCES)}")
+    parser.add_argument("--rounds", type=int, help=f"{ROUNDS}, with --quick 1")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the objects")
+    parser.add_argument("--write", action="store_true", help="write docs/BENCHMARKS.md in any case")
+    options = parser.parse_args(arguments)
+    for given, known in ((options.cases, names), (options.sources, list(SOURCES))):
+        if unknown := set(given) - set(known):
+            parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(known)}")
+    options.copy_cases = [case for case in CASES if case.name in options.cases]
+    options.samples, options.burst, options.accept_s = SAMPLES, BURST, ACCEPT_S
+    is_all = set(options.cases) == set(names) and set(options.sources) == set(SOURCES)
+    options.write |= is_all and not options.quick
+    options.command = "make bench" + (f" ARGS={shlex.quote(shlex.join(arguments))}" if arguments else "")
+    options.rounds = max(1, options.rounds or (1 if options.quick else ROUNDS))
+    if options.quick:
+        options.samples, options.burst, options.accept_s = 10, 200, 1.0
+        options.copy_cases = [
+            replace(case, objects=max(1, case.objects // 10)) for case in options.copy_cases
+        ]
+    return options
+
+
+def measure(options: argparse.Namespace, folder: Path, console: Console) -> list[Section]:
+    """All that was asked for, shown as it comes."""
+    sections: list[Section] = []
+
+    def add(section: Section) -> None:
+        show(console, section)
+        sections.append(section)
+
+    for name in options.sources if options.copy_cases else ():
+        add(copy_section(options, name, folder, console))
+    if {"latency", "burst"} & set(options.cases):
+        add(live_section(options, folder))
+    if "notifications" in options.cases:
+        add(accept_section(options, folder))
+    return sections
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit status."""
+    options = read_arguments(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH_COLUMNS)
+    try:
+        told = facts(options.command, os.getloadavg())
+        for name, value in told:
+            console.print(f"{name:12} {value}")
+        with tempfile.TemporaryDirectory(prefix="replicator-bench-", ignore_cleanup_errors=True) as folder:
+            sections = measure(options, Path(folder), console)
+    except (BenchError, ServerError, OSError) as error:
+        console.print(f"{type(error).__name__}: {error}", style="red")
+        return 1
+    if options.write:
+        REPORT.write_text(markdown(told, sections))
+        console.print(f"Written to {REPORT.relative_to(ROOT)}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

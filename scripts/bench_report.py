@@ -1,0 +1,101 @@
+"""What the benchmark found, for people: on the terminal and as the page docs/BENCHMARKS.md."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from scripts.local_servers import find_binary
+from scripts.local_service import ROOT
+from scripts.local_tools import find_mc
+from webhook import __version__
+
+PACKAGES = ("Flask", "gunicorn", "minio", "boto3", "obstore", "SQLAlchemy")
+PREFACE = """# Benchmarks
+
+Written by `make bench`; do not edit. What is measured, and how, is in `scripts/bench*.py`.
+
+All servers and clients share one machine, so no rate is that of a real deployment; the ratios compare like
+with like. A ratio is the median of those of each round (least–most): in the tables of copying more is better,
+above 1 this service is the faster one; under “Live” less is better. rclone runs as `rclone copy --transfers
+32`, mc as `mc mirror --disable-multipart` (this SeaweedFS refuses mc's uploads in parts) and `mc mirror
+--watch`. This service runs with its default settings; everything it copies is verified, and settled in its
+ledger on disk."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table, with what is to be known of it."""
+
+    title: str
+    notes: str
+    header: Sequence[str]
+    rows: list[Sequence[str]] = field(default_factory=list)
+
+
+def facts(command: str, load_before: Sequence[float]) -> list[tuple[str, str]]:
+    """What was measured, on what, and how to repeat it."""
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor() or "unknown",
+    )
+    required = (ROOT / "requirements.txt").read_text()
+    packages = [f"{name} {metadata.version(name)}" for name in PACKAGES if f"\n{name}==" in required]
+    mc = str(find_mc() or "minio-client")
+    servers = [_version("juicefs", "--version"), f"SeaweedFS {_version('weed', 'version')}"]
+    return [
+        ("command", command),
+        ("date", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")),
+        ("machine", f"{os.cpu_count()} cores ({cpu}), {psutil.virtual_memory().total / 2**30:.0f} GiB, "
+                    f"{platform.system()} {platform.release()}"),
+        ("load before", " ".join(f"{each:.2f}" for each in load_before) + " (1, 5, 15 minutes)"),
+        ("ours", f"{__version__}, Python {platform.python_version()}, {', '.join(packages)}"),
+        ("peers", f"{_version('rclone', 'version')}, mc: {_version(mc, '--version')}"),
+        ("servers", ", ".join(servers)),
+    ]  # fmt: skip
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def _version(program: str, word: str) -> str:
+    done = subprocess.run([find_binary(program), word], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[0].strip()
+
+
+def show(console: Console, section: Section) -> None:
+    """On the terminal."""
+    console.print(f"\n{section.title}", style="bold")
+    console.print(section.notes)
+    table = Table(*section.header, box=box.SIMPLE_HEAD)
+    for row in section.rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def markdown(told: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
+    """The page docs/BENCHMARKS.md."""
+    lines = [
+        *PREFACE.splitlines(),
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in told),
+    ]
+    for section in sections:
+        lines += ["", f"## {section.title}", "", section.notes, ""]
+        lines += [f"| {' | '.join(row)} |" for row in (section.header, ["---"] * len(section.header))]
+        lines += [f"| {' | '.join(row)} |" for row in section.rows]
+    return "\n".join(lines) + "\n"
