@@ -237,7 +237,6 @@ def test_tags_set_on_an_object_that_is_there_are_replicated_each_time(way: Way) 
 
 
 @through([FROM_SEAWEED])
-@through([FROM_SEAWEED])
 def test_the_framing_of_an_upload_is_no_encoding_of_the_object(way: Way) -> None:
     for sent, kept in (("aws-chunked,gzip", "gzip"), ("gzip, aws-chunked", "gzip"), ("aws-chunked", None)):
         way.source.put(sent, body := gzip.compress(sent.encode(), mtime=0), ContentEncoding=sent)
