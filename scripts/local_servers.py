@@ -50,8 +50,6 @@ READY_POLL_S = 0.05
 PROBE_TIMEOUT_S = 5
 STOP_BOUND_S = 15.0
 PREPARE_BOUND_S = 60.0
-CHECK_BOUND_S = 600.0
-VERSION_BOUND_S = 10.0
 LOG_TAIL_LINES = 40
 
 ACCESS_KEY = "minioadmin"
@@ -63,7 +61,6 @@ _LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _LIBC = ctypes.CDLL(None)
 _UNPRIVILEGED = "nobody"
-_TOOLS = Path(__file__).resolve().parent.parent / ".tools" / "bin"
 
 # A child is killed when the *thread* that forked it ends (prctl(2)), so all are forked by this one.
 _SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-servers")

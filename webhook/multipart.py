@@ -77,10 +77,12 @@ class _Upload:
     lost: tuple[str, ...]
 
     def note(self) -> str:
+        """What the ledger keeps of it, as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def of(cls, note: str) -> _Upload | None:
+        """The upload of a note; None where the note means nothing."""
         try:
             read = json.loads(note)
             return cls(id=str(read["id"]), plan=str(read["plan"]), lost=tuple(read["lost"]))

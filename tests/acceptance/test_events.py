@@ -7,6 +7,7 @@ import itertools
 import sqlite3
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,6 @@ def test_nothing_is_lost_when_the_service_is_killed_again_and_again(stack: Calla
     def put(key: str) -> bytes:
         done[0] += 1
         return content(key)
-
-    from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(8) as pool:
         uploads = [pool.submit(running.put, key, put(key)) for key in keys]
