@@ -1,17 +1,15 @@
-"""What a store's answer means: an SDK's exceptions → those of `webhook.errors`.
+"""What a store's answer means: HTTP answers and boto3's exceptions → the errors of `webhook.errors`.
 
 Told apart by type, HTTP status and the store's own error code, never by the text of a message.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from xml.etree.ElementTree import ParseError
+from xml.etree import ElementTree
 
-import urllib3
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -23,9 +21,9 @@ from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
 )
 from botocore.parsers import ResponseParserError
-from minio.error import InvalidResponseError, S3Error, ServerError
 
 from webhook.errors import (
+    KeyExists,
     NoSuchKey,
     Place,
     SourceChanged,
@@ -54,6 +52,8 @@ _PASSING = {
     *("BadDigest", "IncompleteBody", "InternalError", "InvalidPart", "NoSuchUpload", "OperationAborted"),
     *("ConditionalRequestConflict", "XAmzContentSHA256Mismatch"),
 }
+_TELLING = {301, 307, 401, 403, 429}
+"""HTTP statuses that need no code of S3's."""
 _ABSENT = {"NoSuchKey", "404", "NoSuchObject", "NoSuchVersion"}
 
 _HINTS = {
@@ -76,8 +76,8 @@ def _error_class(code: str, status: int, *, side: str) -> type[StoreError]:
         return StoreDenied
     if code in _ABSENT:
         return NoSuchKey
-    if status == 412 and side == "source":
-        return SourceChanged
+    if status == 412:
+        return SourceChanged if side == "source" else KeyExists
     if code in _PASSING or status >= 500:
         return StoreFailed
     return StoreRefused
@@ -87,7 +87,7 @@ def _answered(code: str, status: int, text: str, place: Place, *, headers: Mappi
     kind = _error_class(code, status, side=place.side)
     hint = _HINTS.get(code, _DENIED_HINT if kind is StoreDenied else "")
     return kind(
-        f"answered {status} {code}" + (f": {text}" if text else ""),
+        f"answered {status} {code}".rstrip() + (f": {text}" if text else ""),
         place,
         store_code=code,
         status=status,
@@ -103,40 +103,33 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return min(float(value), RETRY_AFTER_MAX_S) if is_number else None
 
 
-class LastAnswer(threading.local):
-    """The last answer of a store that this thread got; None: there was none."""
+def answered(status: int, body: bytes, place: Place, headers: Mapping[str, str]) -> StoreError:
+    """The error that an answer other than 2xx means. Header names are in lower case.
 
-    response: urllib3.BaseHTTPResponse | None = None
+    Source of the format: Amazon S3 API Reference, "REST error responses".
+    """
+    root = read_xml(body)
+    code, text = (
+        ("", "") if root is None else [root.findtext(f"{{*}}{name}", "") for name in ("Code", "Message")]
+    )
+    if not body and status == 404:  # HEAD: there is no saying what is missing
+        code = "404"
+    if not code and status not in _TELLING and (body or status < 400) and status < 500:
+        return not_s3(place)
+    return _answered(code, status, text, place, headers=headers)
 
 
-@contextmanager
-def minio_errors(operation: str, bucket: str, key: str, *, last: LastAnswer) -> Iterator[None]:
-    """Translates what minio and urllib3 raise in the block."""
-    place = Place(side="source", operation=operation, bucket=bucket, key=key)
-    not_s3 = StoreFailed("gave an answer that is not S3's", place, hint=_NOT_S3_HINT)
-    last.response = None
+def read_xml(body: bytes) -> ElementTree.Element | None:
+    """The root of a small document; None where it is none. Expat bounds what entities may grow to."""
     try:
-        yield
-    except S3Error as error:
-        answer = error.response
-        raise _answered(
-            error.code or "", answer.status, error.message or "", place, headers=answer.headers
-        ) from error
-    except (ServerError, InvalidResponseError) as error:
-        said = last.response
-        if said is None or said.status < 400:
-            raise not_s3 from error
-        raise _answered("", said.status, "", place, headers=said.headers) from error
-    except (urllib3.exceptions.IncompleteRead, urllib3.exceptions.ProtocolError) as error:
-        raise StoreFailed("broke off its answer", place) from error
-    except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise StoreUnavailable(f"no answer ({_kind(error)})", place, hint=_SILENT_HINT) from error
-    except ParseError as error:
-        raise not_s3 from error
-    except ValueError as error:
-        if last.response is not None:  # it was asked, and answered what minio cannot read
-            raise not_s3 from error
-        raise StoreRefused(f"cannot be asked for: {error}", place) from error
+        return ElementTree.fromstring(body)  # noqa: S314
+    except ElementTree.ParseError:
+        return None
+
+
+def not_s3(place: Place) -> StoreFailed:
+    """The error for an answer that no S3 store gives."""
+    return StoreFailed("gave an answer that is not S3's", place, hint=_NOT_S3_HINT)
 
 
 @contextmanager
@@ -145,11 +138,10 @@ def boto_errors(
 ) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
     """Translates what botocore raises in the block; gives a check that an answer has what it must."""
     place = Place(side="target", operation=operation, bucket=bucket, key=key)
-    not_s3 = StoreFailed("gave an answer that is not S3's", place, hint=_NOT_S3_HINT)
 
     def checked(answer: dict[str, Any]) -> dict[str, Any]:
         if wanted and wanted not in answer:
-            raise not_s3
+            raise not_s3(place)
         return answer
 
     try:
@@ -170,7 +162,7 @@ def boto_errors(
     except (HTTPClientError, BotoConnectionError, OSError) as error:
         raise StoreUnavailable(f"no answer ({_kind(error)})", place, hint=_SILENT_HINT) from error
     except ResponseParserError as error:
-        raise not_s3 from error
+        raise not_s3(place) from error
     except BotoCoreError as error:
         raise StoreFailed(f"{_kind(error)}: {error}", place) from error
 

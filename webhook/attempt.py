@@ -114,6 +114,7 @@ def _known(claim: Claim) -> Known:
         target_etag=claim.target_etag or "",
         lost=frozenset(json.loads(claim.lost)),
         upload=claim.upload or "",
+        is_first=claim.attempts == 1 and claim.history == "[]",
     )
 
 

@@ -6,19 +6,25 @@ check → copy → verify. The webhook's workers, the manual endpoint and every 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 from dataclasses import dataclass, replace
 
-from webhook.errors import NoSuchKey
+from webhook.errors import KeyExists, NoSuchKey
 from webhook.holdings import Holdings
-from webhook.memory import MemoryBudget
+from webhook.memory import Body, MemoryBudget
 from webhook.multipart import Copied, Job, Multipart, Permit, corrupted, verify_read, verify_size
 from webhook.objects import ObjectInfo, Properties, same_content
 from webhook.rules import Rule
 from webhook.settings import CopySettings
-from webhook.source import Reading, Source
+from webhook.source import Source
 from webhook.target import Attributes, Target, Written
+
+MEMORY_WAIT_S = 10.0
+"""How long the source's answer may wait for memory; then it is asked again once there is some."""
+TRIAL_MAX_BYTES = 64 * 1024
+"""Objects up to this size may be sent twice, to find out how the target takes that."""
 
 
 class OutcomeKind(enum.StrEnum):
@@ -54,6 +60,8 @@ class Known:
     """What the target could not hold."""
     upload: str = ""
     """The note of an upload that was not finished."""
+    is_first: bool = False
+    """Whether nobody has tried to copy this key before."""
 
 
 class Copier:
@@ -78,19 +86,20 @@ class Copier:
     def copy_object(self, rule: Rule, key: str, *, permit: Permit, known: Known | None = None) -> Outcome:
         """Makes the target's object equal to the source's, as that is now, and verifies it.
 
-        Safe to repeat: what is equal already is left alone. Requests for a new object: HEAD and PUT at
-        the target, GET at the source. Raises: StoreError, IntegrityError, LeaseLost.
+        Safe to repeat: what is equal already is left alone. Requests for a new object: GET at the source,
+        PUT at the target, and a HEAD there unless the target is known to refuse a PUT that would replace
+        something. Raises: StoreError, IntegrityError, LeaseLost.
         """
         known = known or Known()
         job = Job(rule=rule, key=key, permit=permit, left_over=known.upload)
-        outcome = self._look(job, known)
-        if outcome is None:
-            try:
-                with self._source.open(rule.source_bucket, key) as reading:
-                    return self._copy(job, reading)
-            except NoSuchKey:
-                outcome = self._confirm_gone(job)
-        self._multipart.discard_left_over(job)
+        may_be_new = known.is_first and self._settings.overwrite == "changed"
+        outcome = None
+        if may_be_new and self._target.heeds_only_new:
+            with contextlib.suppress(KeyExists):
+                outcome = self._copy(job, only_new=True)
+        outcome = outcome or self._look(job, known) or self._copy(job, try_only_new=may_be_new)
+        if outcome.kind is not OutcomeKind.REPLICATED:
+            self._multipart.discard_left_over(job)
         return outcome
 
     def _look(self, job: Job, known: Known) -> Outcome | None:
@@ -116,15 +125,26 @@ class Copier:
         self._source.check(job.rule.source_bucket)
         return Outcome(kind=OutcomeKind.GONE)
 
-    def _copy(self, job: Job, reading: Reading) -> Outcome:
-        info = reading.info
-        tags = self._source.tags(job.rule.source_bucket, job.key) if info.tag_count else {}
-        attributes = Attributes(properties=info.properties, tags=tags)
-        if info.parts_count == 0 and info.size <= self._settings.whole_max_bytes:
-            self._multipart.discard_left_over(job)
-            copied = self._copy_whole(job, reading, attributes)
-        else:
-            reading.close()
+    def _copy(self, job: Job, *, only_new: bool = False, try_only_new: bool = False) -> Outcome:
+        """Reads and writes. Raises KeyExists where it is to write `only_new` and the target has the key."""
+        rule = job.rule
+        with contextlib.ExitStack() as memory:
+            try:
+                info, body = self._read(job, memory)
+            except NoSuchKey:
+                return self._confirm_gone(job)
+            tags = self._source.tags(rule.source_bucket, job.key) if info.tag_count else {}
+            attributes = Attributes(properties=info.properties, tags=tags)
+            if body is not None:
+                self._multipart.discard_left_over(job)
+                copied = self._write_whole(job, info, body, attributes, only_new=only_new)
+                if try_only_new and info.size <= TRIAL_MAX_BYTES:
+                    self._target.try_only_new(rule.target_bucket, job.key, body, attributes)
+        if body is None:
+            if only_new and self._target.head(job.rule.target_bucket, job.key):
+                raise KeyExists(
+                    "has the key", self._target.place("HeadObject", job.rule.target_bucket, job.key)
+                )
             copied = self._multipart.copy(job, info, attributes)
         return Outcome(
             kind=OutcomeKind.REPLICATED,
@@ -136,6 +156,32 @@ class Copier:
             cid=copied.written.cid,
             lost=self._find_lost(job, info.properties, copied),
         )
+
+    def _read(self, job: Job, memory: contextlib.ExitStack) -> tuple[ObjectInfo, Body | None]:
+        """The object, with its body where that is to go in one request; `memory` gives its room back."""
+        has = 0
+
+        def take(size: int, wait_s: float | None) -> bool:
+            nonlocal has
+            if size > has:
+                if not self._budget.take(size - has, wait_s=wait_s):
+                    return False
+                memory.callback(self._budget.give_back, size - has)
+                has = size
+            return True
+
+        while True:
+            info, body = self._source.read(
+                job.rule.source_bucket,
+                job.key,
+                lambda info: self._goes_whole(info) and take(info.size, MEMORY_WAIT_S),
+            )
+            if body is not None or not self._goes_whole(info):
+                return info, body
+            take(info.size, None)
+
+    def _goes_whole(self, info: ObjectInfo) -> bool:
+        return info.parts_count == 0 and info.size <= self._settings.whole_max_bytes
 
     def _find_lost(self, job: Job, sent: Properties, copied: Copied) -> tuple[str, ...]:
         """Looks what the target made of properties it was not sent before, and remembers."""
@@ -165,14 +211,15 @@ class Copier:
 
     # ── one request ──────────────────────────────────────────────────────────────────────────────────
 
-    def _copy_whole(self, job: Job, reading: Reading, attributes: Attributes) -> Copied:
-        info = reading.info
-        with self._budget.taken(info.size):
-            body = reading.read(info.size)
-            md5 = hashlib.md5(body, usedforsecurity=False).digest()
-            verify_read(job, info, md5.hex())
-            job.permit.check()
-            written, lost = self._target.put(job.rule.target_bucket, job.key, body, md5, attributes)
+    def _write_whole(
+        self, job: Job, info: ObjectInfo, body: Body, attributes: Attributes, *, only_new: bool
+    ) -> Copied:
+        md5 = hashlib.md5(body, usedforsecurity=False).digest()
+        verify_read(job, info, md5.hex())
+        job.permit.check()
+        written, lost = self._target.put(
+            job.rule.target_bucket, job.key, body, md5, attributes, only_new=only_new
+        )
         self._verify_written(job, written, expected=md5.hex(), size=info.size)
         return Copied(written=written, lost=lost, bytes_sent=info.size)
 

@@ -12,6 +12,7 @@
     │   ├── StoreDenied        credentials, permissions or the bucket are wrong
     │   ├── StoreRefused       the store will never take this request
     │   ├── NoSuchKey          the bucket answers, the key is not in it
+    │   ├── KeyExists          the target has the key, and was asked not to replace it
     │   └── SourceChanged      the object was replaced while it was read
     └── IntegrityError         what arrived is not what was sent
 
@@ -161,6 +162,12 @@ class NoSuchKey(StoreError):
     """The bucket answered that it has no such key."""
 
     code = "no_such_key"
+
+
+class KeyExists(StoreError):
+    """The target has the key already, and was asked not to replace anything."""
+
+    code = "key_exists"
 
 
 class SourceChanged(StoreError):

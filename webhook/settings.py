@@ -30,6 +30,8 @@ class StoreSettings:
     secret_key: str = field(repr=False)
     region: str
     bucket: str
+    storage_class: str = ""
+    """What objects are written with; empty: whatever the store gives them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,7 @@ def _store(read: _Reader, prefix: str) -> StoreSettings:
         secret_key=read.text(f"{prefix}_SECRET_KEY"),
         region=read.text(f"{prefix}_REGION", "us-east-1"),
         bucket=read.text(f"{prefix}_BUCKET"),
+        storage_class=read.text(f"{prefix}_STORAGE_CLASS", "") if prefix == "FILEBASE" else "",
     )
 
 

@@ -1,16 +1,18 @@
-"""The store that objects are written to, through boto3: the most widely proven client of other S3 stores.
+"""The store that objects are written to.
 
-The only place, with answers.py, that sees this SDK's exceptions; out of here come those of
-`webhook.errors`. It repeats nothing that failed, save once what went to a kept-alive connection that the
-store had closed. Holds open connections: create it after the fork.
+Uploads in parts are listed, ended and given up through boto3, whose exceptions only this module and
+answers.py see; all else goes the short way of `webhook.store`.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
+from datetime import UTC
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 
@@ -19,10 +21,12 @@ from botocore import xform_name
 from botocore.config import Config
 from botocore.exceptions import ConnectionClosedError
 
-from webhook.answers import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, boto_errors
-from webhook.errors import NoSuchKey, Place, StoreDenied, StoreError
-from webhook.objects import STAMP, ObjectInfo, Properties, info_from_headers, is_opaque
+from webhook.answers import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, boto_errors, not_s3
+from webhook.errors import KeyExists, NoSuchKey, Place, StoreError, StoreUnavailable
+from webhook.memory import Body
+from webhook.objects import STAMP, ObjectInfo, Properties, is_opaque
 from webhook.settings import StoreSettings
+from webhook.store import Store, ca_file
 
 T = TypeVar("T")
 
@@ -47,46 +51,61 @@ class UploadedPart:
 
 
 class Target:
-    """The store that objects are written to."""
+    """Thread-safe. Create it after the fork."""
 
     def __init__(self, settings: StoreSettings, *, connections_max: int) -> None:
         is_aws = (urlsplit(settings.endpoint_url).hostname or "").endswith(".amazonaws.com")
         checksums = "when_supported" if is_aws else "when_required"
         self.takes_tags = True
         """False once the store has said that it has no tagging."""
+        self._store = Store(settings, side="target")
+        self.heeds_only_new: bool | None = None
+        """Whether the store refuses a PUT that is to replace nothing, where there is something; None: not
+        known yet."""
+        self._trial = threading.Lock()
+        self._storage_class = settings.storage_class
         self._client = boto3.session.Session().client(
             "s3",
             endpoint_url=settings.endpoint_url,
             aws_access_key_id=settings.access_key,
             aws_secret_access_key=settings.secret_key,
             region_name=settings.region,
+            verify=ca_file(),
             config=Config(
                 signature_version="s3v4",
                 connect_timeout=CONNECT_TIMEOUT_S,
                 read_timeout=READ_TIMEOUT_S,
                 max_pool_connections=connections_max,
                 retries={"total_max_attempts": 1, "mode": "standard"},
-                # Content-MD5 goes with every body; trailers and their framing confuse many other stores.
+                # Trailers and their framing confuse many other stores.
                 request_checksum_calculation=checksums,
                 response_checksum_validation=checksums,
-                s3={"addressing_style": "auto" if is_aws else "path", "payload_signing_enabled": False},
+                s3={"addressing_style": "path"},
             ),
         )
+
+    def close(self) -> None:
+        """Closes the connections that are not in use."""
+        self._store.close()
+        self._client.close()
+
+    def place(self, operation: str, bucket: str, key: str) -> Place:
+        """For errors."""
+        return self._store.place(operation, bucket, key)
 
     def head(self, bucket: str, key: str) -> ObjectInfo | None:
         """The object's headers, or None where there is none. Raises: StoreError."""
         try:
-            found = self._ask("HeadObject", bucket, key)
+            return self._store.info(bucket, key)
         except NoSuchKey:
             return None
-        return info_from_headers(found["ResponseMetadata"]["HTTPHeaders"])
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         """The object's tags; none where there is no object or no tagging. Raises: StoreError."""
         if not self.takes_tags:
             return {}
         try:
-            found = self._ask("GetObjectTagging", bucket, key, wanted="TagSet")
+            return self._store.tags(bucket, key)
         except NoSuchKey:
             return {}
         except StoreError as error:
@@ -94,41 +113,64 @@ class Target:
                 raise
             self.takes_tags = False
             return {}
-        return {tag["Key"]: tag["Value"] for tag in found["TagSet"]}
 
     def put(
-        self, bucket: str, key: str, body: bytearray, md5: bytes, attributes: Attributes
+        self,
+        bucket: str,
+        key: str,
+        body: Body,
+        md5: bytes,
+        attributes: Attributes,
+        *,
+        only_new: bool = False,
     ) -> tuple[Written, tuple[str, ...]]:
         """Writes a whole object; gives what the target says of it, and what it could not hold.
 
-        `md5` is the body's digest, which the store checks too. Safe to repeat. Raises: StoreError.
+        `md5` is the body's digest, which the store checks too. Safe to repeat. With `only_new` the store is
+        asked to replace nothing. Raises: KeyExists, StoreError.
         """
-        wanted = "ETag" if body else ""  # MinIO's gateways give folder markers none
-        checksum = _base64(md5)
 
-        def send(given: Mapping[str, Any]) -> Written:
-            whole = {"Body": body, "ContentMD5": checksum, **given}
-            return _written(self._ask("PutObject", bucket, key, wanted=wanted, **whole))
+        def send(headers: Mapping[str, str]) -> Written:
+            return self._write("PutObject", bucket, key, body, md5, headers={**headers, **condition})
 
+        condition = {"if-none-match": "*"} if only_new else {}
         return self._with_attributes(attributes, send)
+
+    def try_only_new(self, bucket: str, key: str, body: Body, attributes: Attributes) -> None:
+        """Finds out whether the store heeds `only_new`, once, by writing again what was just written."""
+        if self.heeds_only_new is not None or not self._trial.acquire(blocking=False):
+            return
+        md5 = hashlib.md5(body, usedforsecurity=False).digest()
+        try:
+            self.put(bucket, key, body, md5, attributes, only_new=True)
+            self.heeds_only_new = False
+        except KeyExists:
+            self.heeds_only_new = True
+        except StoreUnavailable:
+            pass  # another object will tell
+        except StoreError:
+            self.heeds_only_new = False
+        finally:
+            self._trial.release()
 
     def create_upload(self, bucket: str, key: str, attributes: Attributes) -> tuple[str, tuple[str, ...]]:
         """Begins an upload in parts; gives its id, and what the target could not hold. Raises: StoreError."""
+        operation = "CreateMultipartUpload"
 
-        def send(given: Mapping[str, Any]) -> str:
-            return str(
-                self._ask("CreateMultipartUpload", bucket, key, wanted="UploadId", **given)["UploadId"]
-            )
+        def send(headers: Mapping[str, str]) -> str:
+            answer = self._store.ask(operation, "POST", bucket, key, query=[("uploads", "")], headers=headers)
+            place = self._store.place(operation, bucket, key)
+            upload_id = answer.xml(place).findtext("{*}UploadId")
+            if not upload_id:
+                raise not_s3(place)
+            return upload_id
 
         return self._with_attributes(attributes, send)
 
-    def put_part(
-        self, bucket: str, key: str, upload_id: str, number: int, body: bytearray, md5: bytes
-    ) -> Written:
+    def put_part(self, bucket: str, key: str, upload_id: str, number: int, body: Body, md5: bytes) -> Written:
         """Writes one part. Safe to repeat. Raises: StoreError."""
-        given: dict[str, Any] = {"UploadId": upload_id, "PartNumber": number}
-        given |= {"Body": body, "ContentMD5": _base64(md5)}
-        return _written(self._ask("UploadPart", bucket, key, wanted="ETag", **given))
+        query = [("partNumber", str(number)), ("uploadId", upload_id)]
+        return self._write("UploadPart", bucket, key, body, md5, query=query)
 
     def uploaded_parts(self, bucket: str, key: str, upload_id: str) -> dict[int, UploadedPart] | None:
         """The parts an unfinished upload has, by number; None where there is no such upload any more.
@@ -154,7 +196,8 @@ class Target:
         """Makes the object of its parts, whose ETags are given in order. Raises: StoreError."""
         listed = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in enumerate(etags, start=1)]
         given: dict[str, Any] = {"UploadId": upload_id, "MultipartUpload": {"Parts": listed}}
-        return _written(self._ask("CompleteMultipartUpload", bucket, key, wanted="ETag", **given))
+        done = self._ask("CompleteMultipartUpload", bucket, key, wanted="ETag", **given)
+        return _written({**done["ResponseMetadata"]["HTTPHeaders"], "etag": done["ETag"]})
 
     def abort_upload(self, bucket: str, key: str, upload_id: str) -> None:
         """Discards an unfinished upload; one that is gone already is fine. Raises: StoreError."""
@@ -166,22 +209,31 @@ class Target:
 
     def check(self, bucket: str) -> None:
         """Raises StoreError unless the bucket is there and may be asked."""
-        try:
-            self._ask("HeadBucket", bucket)
-        except NoSuchKey as error:
-            raise StoreDenied(
-                "the bucket does not exist",
-                Place(side="target", operation="HeadBucket", bucket=bucket),
-                status=error.status,
-                hint="Create the bucket, or correct FILEBASE_BUCKET.",
-            ) from None
+        self._store.check(bucket, setting="FILEBASE_BUCKET")
+
+    def _write(
+        self,
+        operation: str,
+        bucket: str,
+        key: str,
+        body: Body,
+        md5: bytes,
+        *,
+        query: Sequence[tuple[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> Written:
+        given = {"content-md5": base64.b64encode(md5).decode(), **(headers or {})}
+        answer = self._store.ask(operation, "PUT", bucket, key, query=query, headers=given, body=body)
+        if body and not answer.headers.get("etag"):  # MinIO's gateways give folder markers none
+            raise not_s3(self._store.place(operation, bucket, key))
+        return _written(answer.headers)
 
     def _ask(
-        self, operation: str, bucket: str, key: str = "", *, wanted: str = "", **parameters: Any
+        self, operation: str, bucket: str, key: str, *, wanted: str = "", **parameters: Any
     ) -> dict[str, Any]:
         """One request. `wanted`: what an answer of S3 to it always has."""
         call = getattr(self._client, xform_name(operation))
-        parameters |= {"Bucket": bucket, "Key": key} if key else {"Bucket": bucket}
+        parameters |= {"Bucket": bucket, "Key": key}
         with boto_errors(operation, bucket, key, wanted=wanted) as checked:
             try:
                 return checked(call(**parameters))
@@ -189,18 +241,20 @@ class Target:
                 return checked(call(**parameters))
 
     def _with_attributes(
-        self, attributes: Attributes, send: Callable[[Mapping[str, Any]], T]
+        self, attributes: Attributes, send: Callable[[Mapping[str, str]], T]
     ) -> tuple[T, tuple[str, ...]]:
         """Sends with all the store can hold; a store without tagging says so once and is not asked again."""
-        given, lost = _fields(attributes)
+        headers, lost = _headers(attributes)
+        if self._storage_class:
+            headers["x-amz-storage-class"] = self._storage_class
         if attributes.tags and self.takes_tags:
             try:
-                return send({**given, "Tagging": urlencode(attributes.tags)}), lost
+                return send({**headers, "x-amz-tagging": urlencode(attributes.tags)}), lost
             except StoreError as error:
                 if error.store_code != "NotImplemented":
                     raise
                 self.takes_tags = False
-        return send(given), (*lost, "tags") if attributes.tags else lost
+        return send(headers), (*lost, "tags") if attributes.tags else lost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,36 +267,39 @@ class Attributes:
     """The source's ETag, where the target's cannot equal it."""
 
 
-def _fields(attributes: Attributes) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """boto3's arguments for all but the tags, and the names of those that cannot be written."""
-    properties, lost = attributes.properties, []
-    metadata = dict(properties.metadata)
-    if attributes.stamp:
-        metadata[STAMP] = attributes.stamp
-    given: dict[str, Any] = {
-        "ContentType": properties.content_type,
-        "ContentEncoding": properties.content_encoding,
-        "ContentDisposition": properties.content_disposition,
-        "ContentLanguage": properties.content_language,
-        "CacheControl": properties.cache_control,
-        "Metadata": metadata,
+def _headers(attributes: Attributes) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The request headers for all but the tags, and the names of those that cannot be written."""
+    properties = attributes.properties
+    expires = _http_date(properties.expires)
+    named = {
+        "content-type": properties.content_type,
+        "content-encoding": properties.content_encoding,
+        "content-disposition": properties.content_disposition,
+        "content-language": properties.content_language,
+        "cache-control": properties.cache_control,
+        "expires": expires,
     }
-    if properties.expires:
-        try:
-            given["Expires"] = parsedate_to_datetime(properties.expires)
-        except ValueError:
-            lost.append("expires")
-    return {name: value for name, value in given.items() if value}, tuple(lost)
+    headers = {name: value for name, value in named.items() if value}
+    headers |= {f"x-amz-meta-{name}": value for name, value in properties.metadata.items()}
+    if attributes.stamp:
+        headers[f"x-amz-meta-{STAMP}"] = attributes.stamp
+    return headers, ("expires",) if properties.expires and not expires else ()
 
 
-def _written(done: Mapping[str, Any]) -> Written:
-    headers = done["ResponseMetadata"]["HTTPHeaders"]
+def _http_date(text: str) -> str:
+    """In the form every store takes (RFC 9110, 5.6.7); "" for what is no date, which many refuse."""
+    if not text:
+        return ""
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return ""
+    return format_datetime(moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC), usegmt=True)
+
+
+def _written(headers: Mapping[str, str]) -> Written:
     return Written(
-        etag=done.get("ETag", "").strip('"'),
+        etag=headers.get("etag", "").strip('"'),
         is_opaque=is_opaque(headers),
         cid=headers.get("x-amz-meta-cid", ""),
     )
-
-
-def _base64(digest: bytes) -> str:
-    return base64.b64encode(digest).decode()

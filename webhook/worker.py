@@ -338,7 +338,7 @@ class Service:
 def assemble(configured: Settings) -> Service:
     """Opens the ledger and both stores for this process. Call it after the fork."""
     connections = configured.worker.threads * 2 + 32
-    source = Source(configured.source, connections_max=connections)
+    source = Source(configured.source)
     target = Target(configured.target, connections_max=connections)
     ledger = Ledger.open(configured.database_url)
     in_force = rules.from_settings(configured)

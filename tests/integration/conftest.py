@@ -38,7 +38,7 @@ def proxy_for() -> Iterator[Callable[[S3Server], Proxy]]:
 @pytest.fixture(scope="module")
 def source_at() -> Callable[..., Source]:
     """A Source for a server; keywords replace parts of its StoreSettings."""
-    return lambda server, **changes: Source(_settings(server, changes), connections_max=CONNECTIONS_MAX)
+    return lambda server, **changes: Source(_settings(server, changes))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ class Scene:
             bucket_name=self.rule.source_bucket, object_name="key", tags=tags
         )
 
-    def copy(self, *, copier: Copier | None = None, permit: Permit | None = None, **known: str) -> Outcome:
+    def copy(self, *, copier: Copier | None = None, permit: Permit | None = None, **known: Any) -> Outcome:
         copier = copier or (self.copiers or [self.copier()])[0]
         return copier.copy_object(self.rule, "key", permit=permit or Permit(), known=Known(**known))
 
@@ -152,7 +152,7 @@ class Scene:
         assert set(self.target_wire.counted) <= {"HeadObject", "GetObjectTagging"}
         assert set(self.source_wire.counted) <= {"HeadObject", "GetObjectTagging"}
 
-    def replicates(self, body: bytes, *, sent: int | None = None, **known: str) -> Outcome:
+    def replicates(self, body: bytes, *, sent: int | None = None, **known: Any) -> Outcome:
         """The copy writes the object, and the target has it."""
         done = self.copy(**known)
         found = self.target_head()

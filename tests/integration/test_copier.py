@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import SETTINGS, WHOLE_MAX, Permit, Scene
-from tests.proxy import Exchange, after, answering, flip_answer, flip_request, lose_answer
-from webhook.copier import Outcome, OutcomeKind
+from tests.proxy import Exchange, Fault, after, answering, flip_answer, flip_request, lose_answer
+from webhook.copier import Known, Outcome, OutcomeKind
 from webhook.errors import (
     IntegrityError,
     LeaseLost,
@@ -30,8 +30,8 @@ from webhook.errors import (
 )
 from webhook.layout import MIB
 from webhook.memory import MemoryBudget
-from webhook.objects import Properties
-from webhook.source import Reading
+from webhook.objects import ObjectInfo, Properties
+from webhook.source import Source
 from webhook.target import Attributes, Target
 
 RANDOM = random.Random(1).randbytes(64 * MIB)
@@ -91,16 +91,62 @@ def test_parts_of_an_odd_size_arrive_whole_and_only_once(scene: Scene, part_size
     scene.is_unchanged()
 
 
-def test_a_new_small_object_costs_one_get_one_head_and_one_put(scene: Scene) -> None:
+@pytest.mark.parametrize("heeds", [True, False])
+def test_a_new_small_object_costs_one_get_and_one_put_and_a_head_where_the_store_heeds_no_condition(
+    scene: Scene, heeds: bool
+) -> None:
     scene.put(b"of the same type", key="first")
-    scene.copier().copy_object(scene.rule, "first", permit=Permit())  # what the target holds is known now
+    if not heeds:
+        scene.target_wire.plan("PutObject", without_condition, times=10)
+    scene.copier().copy_object(scene.rule, "first", permit=Permit(), known=Known(is_first=True))
+    assert scene.target.heeds_only_new is heeds
     scene.put()
     scene.source_wire.forget()
-    scene.target_wire.forget()
-    scene.replicates(b"content")
+    scene.target_wire.counted.clear()
+    scene.replicates(b"content", is_first=True)
     scene.target_wire.counted -= Counter(HeadObject=1)  # of the assertion above
     assert scene.source_wire.counted == {"GetObject": 1}
-    assert scene.target_wire.counted == {"HeadObject": 1, "PutObject": 1}
+    assert scene.target_wire.counted == Counter(PutObject=1, HeadObject=0 if heeds else 1)
+
+
+def without_condition(exchange: Exchange) -> None:
+    """As stores do that know no If-None-Match on PUT."""
+    exchange.headers = [(name, value) for name, value in exchange.headers if name != "if-none-match"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "learned"),
+    [(answering(501, "NotImplemented"), False), (answering(503, "SlowDown"), None)],
+    ids=["not implemented", "busy"],
+)
+def test_a_store_that_does_not_take_the_condition_is_found_out_and_the_object_is_there(
+    scene: Scene, fault: Fault, learned: bool | None
+) -> None:
+    scene.put()
+    scene.target_wire.plan("PutObject", fault, nth=2)
+    scene.replicates(b"content", is_first=True)
+    assert scene.target.heeds_only_new is learned
+
+
+@pytest.mark.parametrize("part_size", [64 * MIB, 5 * MIB])
+@pytest.mark.parametrize("size", [100, 12 * MIB])
+def test_what_the_target_has_already_is_looked_at_before_it_is_replaced(
+    scene: Scene, size: int, part_size: int
+) -> None:
+    scene.target.heeds_only_new = True
+    scene.put(RANDOM[:size], part_size=part_size)
+    scene.replicates(RANDOM[:size], is_first=True)
+    assert scene.copy(is_first=True).kind is OutcomeKind.UNCHANGED
+    scene.put(RANDOM[1 : size + 1], part_size=part_size)
+    scene.replicates(RANDOM[1 : size + 1], is_first=True)
+
+
+def test_an_answer_lost_after_the_first_put_is_no_second_copy(scene: Scene) -> None:
+    scene.target.heeds_only_new = True
+    scene.put()
+    scene.target_wire.plan("PutObject", lose_answer)
+    assert scene.copy(is_first=True).kind is OutcomeKind.UNCHANGED
+    assert scene.read_target() == b"content"
 
 
 @pytest.mark.parametrize("what", ["metadata", "content_type", "tags"])
@@ -334,13 +380,24 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(owner, name, watched)
 
-    def watched_take(self: MemoryBudget, size: int) -> None:
-        take(self, size)
+    def watched_take(self: MemoryBudget, size: int, **kw: Any) -> bool:
+        is_taken = take(self, size, **kw)
         held["budget"] = max(held["budget"], 32 * MIB - self._free)
+        return is_taken
 
-    take = MemoryBudget.take
+    def watched_read(self: Source, bucket: str, key: str, wants: Callable[[ObjectInfo], bool]) -> Any:
+        def watched_wants(info: ObjectInfo) -> bool:
+            is_wanted = wants(info)
+            with lock:
+                held["now"] += info.size if is_wanted else 0
+            return is_wanted
+
+        return read(self, bucket, key, watched_wants)
+
+    take, read = MemoryBudget.take, Source.read
     monkeypatch.setattr(MemoryBudget, "take", watched_take)
-    watch(Reading, "read", lambda args: int(args[0]), is_read=True)  # of parts too
+    monkeypatch.setattr(Source, "read", watched_read)
+    watch(Source, "read_part", lambda args: int(args[2].size), is_read=True)
     watch(Target, "put", lambda args: len(args[2]), is_read=False)
     watch(Target, "put_part", lambda args: len(args[4]), is_read=False)
     return held
@@ -406,7 +463,7 @@ class Permit:
     check = lambda self: None
     note_upload = lambda self, note: None
 given = json.loads(sys.argv[1])
-source = Source(StoreSettings(**given["source"]), connections_max=20)
+source = Source(StoreSettings(**given["source"]))
 target = Target(StoreSettings(**given["target"]), connections_max=20)
 copier = Copier(source, target, CopySettings(**given["copy"]))
 copy = lambda key: print(copier.copy_object(Rule(**given["rule"]), key, permit=Permit()).bytes_copied)
@@ -438,4 +495,4 @@ def test_two_objects_of_200_mib_at_once_take_no_more_memory_than_the_budget(scen
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=True)
     *copied, growth = [int(line) for line in done.stdout.split()]
     assert sorted(copied) == [7, 200 * MIB, 200 * MIB]
-    assert growth < (64 + 48) * MIB  # 48: what connections and threads take
+    assert growth < (64 + 24) * MIB  # 24: what connections and threads take
