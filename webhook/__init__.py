@@ -7,7 +7,8 @@ The flow, in reading order:
  3. app.py        POST /minio/events and POST /v1/replicate arrive here
  4. events.py     MinIO's notification JSON → changes
  5. ledger.py     changes → entries, on disk before the sender hears 200
-                  (entries.py: its words; statements.py: its SQL; database.py, migrations/: its tables)
+                  (entries.py: its words; statements.py: its SQL; database.py, migrations/: its tables;
+                  together.py: many puts in one transaction)
  6. worker.py     the threads that claim, copy and settle (processes.py: which process is which)
  7. attempt.py    one attempt at one entry: claim → copy → ending
  8. copier.py     check → copy → verify, the only way to the target

@@ -5,17 +5,20 @@ Nothing above this module knows which of the two it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import psycopg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from sqlalchemy.engine.interfaces import DBAPICursor
 
 from webhook.errors import LedgerUnavailable, LedgerVersionError, SettingsError
 
@@ -136,7 +139,7 @@ def translated_errors() -> Iterator[None]:
     """Turns what a database driver raises into LedgerUnavailable, without values from the statement."""
     try:
         yield
-    except (sa.exc.DBAPIError, sa.exc.TimeoutError, OSError) as error:
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError, sqlite3.Error, psycopg.Error, OSError) as error:
         cause = getattr(error, "orig", None) or error
         first_line = (str(cause).splitlines() or [""])[0]
         raise LedgerUnavailable(
@@ -146,13 +149,72 @@ def translated_errors() -> Iterator[None]:
         ) from error
 
 
+class Compiled:
+    """A statement that is made into SQL once, for the driver's own cursor.
+
+    For a small statement, SQLAlchemy's work on each execution costs several times the database's. Its
+    parameters are the ones without a value of their own.
+    """
+
+    def __init__(self, statement: Any, engine: sa.Engine, *, columns: Sequence[str] | None = None) -> None:
+        """`columns`: of an INSERT, what each row has."""
+        compiled = statement.compile(engine, column_keys=columns)
+        self._sql = str(compiled)
+        self._constants = {
+            name: bind.value for bind, name in compiled.bind_names.items() if not bind.required
+        }
+
+    def run(self, cursor: DBAPICursor, *rows: Mapping[str, Any]) -> DBAPICursor:
+        """Executes it for each row, one after the other, also where two rows are of one key."""
+        if len(rows) > 1:
+            cursor.executemany(self._sql, [{**self._constants, **row} for row in rows])
+        else:
+            cursor.execute(self._sql, {**self._constants, **(rows[0] if rows else {})})
+        return cursor
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[DBAPICursor]:
+    """A cursor for a statement that changes nothing. Raises: LedgerUnavailable."""
+    with translated_errors(), closing(engine.raw_connection()) as connection:
+        yield connection.cursor()
+
+
+@contextmanager
+def writing(engine: sa.Engine, *, durable: bool) -> Iterator[DBAPICursor]:
+    """A cursor in a transaction: all of it, or nothing. `durable`: it survives a power cut.
+
+    Raises: LedgerUnavailable.
+    """
+    with translated_errors(), closing(engine.raw_connection()) as connection:
+        try:
+            cursor = connection.cursor()
+            if engine.dialect.name == "sqlite":
+                _begin_sqlite(connection, cursor, "FULL" if durable else "NORMAL")
+            yield cursor
+            connection.commit()
+        except BaseException as error:
+            connection.invalidate(error)
+            raise
+
+
+def _begin_sqlite(connection: sa.PoolProxiedConnection, cursor: DBAPICursor, synchronous: str) -> None:
+    if connection.info.get("synchronous") != synchronous:
+        cursor.execute(f"PRAGMA synchronous={synchronous}")
+        connection.info["synchronous"] = synchronous
+    # A write that begins as a read fails at once where it meets another writer, instead of waiting.
+    cursor.execute("BEGIN IMMEDIATE")
+
+
 def _sqlite(url: sa.URL) -> sa.Engine:
     Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(
         url,
         connect_args={"timeout": BUSY_TIMEOUT_S},
+        paramstyle="named",
         pool_size=POOL_MAX,
         pool_timeout=BUSY_TIMEOUT_S,
+        pool_use_lifo=True,  # the connection used last has the pages that the next one needs
         hide_parameters=True,
     )
 
@@ -163,21 +225,14 @@ def _sqlite(url: sa.URL) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
-        options = connection.get_execution_options()
-        if options.get("only_reads"):
-            connection.exec_driver_sql("BEGIN")
-            return
-        # An answered event survives a power cut. Who works on what need not: it would be found out anew.
-        kept = "NORMAL" if options.get("may_be_forgotten") else "FULL"
-        connection.exec_driver_sql(f"PRAGMA synchronous={kept}")
-        # A write that begins as a read fails at once where it meets another writer, instead of waiting.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get("only_reads")
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 
 
 def _postgresql(url: sa.URL) -> sa.Engine:
-    return sa.create_engine(
+    engine = sa.create_engine(
         url,
         connect_args={"connect_timeout": int(BUSY_TIMEOUT_S)},
         pool_size=POOL_MAX,
@@ -185,6 +240,13 @@ def _postgresql(url: sa.URL) -> sa.Engine:
         pool_pre_ping=True,
         hide_parameters=True,
     )
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:
+        connection.execute(f"SET lock_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+        connection.commit()
+
+    return engine
 
 
 def _prepare(engine: sa.Engine) -> None:
@@ -195,6 +257,7 @@ def _prepare(engine: sa.Engine) -> None:
     wanted = ScriptDirectory.from_config(config).get_current_head()
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
+            connection.execute(sa.text("SET LOCAL lock_timeout = 0"))
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPGRADE_LOCK)))
         if _version(connection) == wanted:
             return

@@ -22,6 +22,7 @@ from webhook.errors import BadRequest
 KEY_MAX_BYTES = 1024
 """The longest key S3 allows, in UTF-8 (Amazon S3 User Guide, "Naming objects")."""
 BUCKET_MAX_CHARS = 255
+_canonical = json.JSONEncoder(sort_keys=True).encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,4 +165,4 @@ def _fingerprint(record: object) -> str:
     """The whole record counts: MinIO gives each event a time and a request id, and delivers the same
     record to every notification target.
     """
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_canonical(record).encode()).hexdigest()

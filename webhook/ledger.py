@@ -31,12 +31,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine.interfaces import DBAPICursor
 
 from webhook import statements
-from webhook.database import BUSY_TIMEOUT_S, ENTRIES, QUARANTINE, connect, translated_errors
+from webhook.database import (
+    BUSY_TIMEOUT_S,
+    ENTRIES,
+    QUARANTINE,
+    Compiled,
+    connect,
+    reading,
+    translated_errors,
+    writing,
+)
 from webhook.entries import FAILED, LANES, LIVE, RUNNING, STATES, WAITING, Claim, Ending, Misfit, Request
 from webhook.errors import LedgerUnavailable
+from webhook.together import Together
 
+Row = dict[str, Any]
 FAILURES_PAGE_MAX = 1000
 ROW = ENTRIES.c
 
@@ -47,13 +59,11 @@ class Ledger:
     def __init__(self, engine: sa.Engine, *, clock: Callable[[], float] = time.time) -> None:
         self._engine = engine
         self._reader = engine.execution_options(only_reads=True)
-        self._claimer = engine.execution_options(may_be_forgotten=True)
         self._clock = clock
         self._one_writer = threading.Lock() if engine.dialect.name == "sqlite" else None
         self._listeners: list[Callable[[], None]] = []
-        self._put = statements.put_entries(engine.dialect.name, hurry=False)
-        self._put_now = statements.put_entries(engine.dialect.name, hurry=True)
-        self._keep = statements.keep_misfits(engine.dialect.name)
+        self._sql = statements.Statements(engine)
+        self._put_together = Together(self._put_all)
 
     @classmethod
     def open(cls, database_url: str) -> Ledger:
@@ -73,18 +83,25 @@ class Ledger:
     def put(self, requests: Sequence[Request], misfits: Sequence[Misfit] = (), *, lane: str = LIVE) -> None:
         """Records all of it on disk, in one transaction, before it returns.
 
-        A request with an event id that the entry has already seen changes nothing. An entry in back-off
-        keeps its due time: what keeps failing and keeps changing does not run hot. Safe to repeat.
+        Calls that come while another's transaction is on its way share the next one. A request with an
+        event id that the entry has already seen changes nothing. An entry in back-off keeps its due time:
+        what keeps failing and keeps changing does not run hot. Safe to repeat.
         """
         now = self._clock()
         rows = [statements.new_row(request, lane=lane, now=now) for request in requests]
         kept = [statements.misfit_row(misfit, now=now) for misfit in misfits]
-        with self._writing() as connection:
+        self._put_together((rows, kept))
+
+    def _put_all(self, calls: Sequence[tuple[list[Row], list[Row]]]) -> None:
+        rows = [row for of_call, _ in calls for row in of_call]
+        kept = [row for _, of_call in calls for row in of_call]
+        with self._writing() as cursor:
             if rows:
                 rows.sort(key=lambda row: (row["rule"], row["key"]))  # one order for all: no deadlocks
-                connection.execute(self._put, rows)
+                self._sql.put.run(cursor, *rows)
             if kept:
-                connection.execute(self._keep, kept)
+                kept.sort(key=lambda row: row["record_id"])
+                self._sql.keep.run(cursor, *kept)
         self._tell_listeners()
 
     def put_now(self, request: Request) -> int:
@@ -93,17 +110,17 @@ class Ledger:
         Its listeners are not called: who asks in this way claims the entry itself.
         """
         row = statements.new_row(request, lane=LIVE, now=self._clock())
-        with self._writing() as connection:
-            generation = connection.execute(self._put_now.returning(ROW.generation), row).scalar_one()
-        return int(generation)
+        with self._writing() as cursor:
+            asked = self._sql.put_now.run(cursor, row).fetchall()
+        return int(asked[0][0])
 
     def revive(self, *, rule: str | None = None, prefix: str = "", error_code: str | None = None) -> int:
         """Makes failed entries waiting again, from their first attempt on; gives how many."""
-        with self._writing() as connection:
+        with self._writing() as cursor:
             statement = statements.update_in_order(*statements.failed(rule, prefix, error_code)).values(
                 state=WAITING, due_at=self._clock(), attempts=0, backoff_s=0.0, generation=ROW.generation + 1
             )
-            count = connection.execute(statement).rowcount
+            count = Compiled(statement, self._engine).run(cursor).rowcount
         self._tell_listeners()
         return count
 
@@ -114,50 +131,44 @@ class Ledger:
         if not self._anything_due():
             return []
         claims: list[Claim] = []
-        with self._writing(self._claimer) as connection:
-            now = self._clock()
+        with self._writing(durable=False) as cursor:
+            taken = {"_worker": worker, "_now": (now := self._clock()), "_until": now + lease_s}
             for lane in LANES:
                 if len(claims) < limit:
-                    due = statements.due(lane, now, limit - len(claims))
-                    claims += statements.take(connection, due, worker=worker, now=now, lease_s=lease_s)
+                    due = {"_lane": lane, "_limit": limit - len(claims)}
+                    claims += statements.claims(self._sql.claim.run(cursor, taken | due).fetchall(), now)
         return claims
 
     def claim_one(self, rule: str, key: str, *, worker: str, lease_s: float) -> Claim | None:
         """This entry, if it is waiting (due or not) or its lease ran out; None otherwise."""
-        with self._writing(self._claimer) as connection:
-            now = self._clock()
-            free = sa.or_(ROW.state == WAITING, sa.and_(ROW.state == RUNNING, ROW.due_at <= now))
-            entry = sa.select(ROW.rule, ROW.key).where(ROW.rule == rule, ROW.key == key, free)
-            found = statements.take(
-                connection, entry.with_for_update(skip_locked=True), worker=worker, now=now, lease_s=lease_s
-            )
-        return found[0] if found else None
+        with self._writing(durable=False) as cursor:
+            taken = {"_worker": worker, "_now": (now := self._clock()), "_until": now + lease_s}
+            found = self._sql.claim_one.run(cursor, {**taken, "_rule": rule, "_key": key})
+            claims = statements.claims(found.fetchall(), now)
+        return claims[0] if claims else None
 
     def extend(self, claims: Sequence[Claim], *, lease_s: float) -> list[Claim]:
         """Prolongs the leases that are still held, and gives the claims that are not."""
-        gone = []
-        with self._writing(self._claimer) as connection:
-            until = self._clock() + lease_s
-            for claim in sorted(claims, key=lambda each: (each.rule, each.key)):
-                statement = sa.update(ENTRIES).where(*statements.held(claim)).values(due_at=until)
-                if connection.execute(statement).rowcount == 0:
-                    gone.append(claim)
-        return gone
+        in_order = sorted(claims, key=lambda each: (each.rule, each.key))
+        with self._writing(durable=False) as cursor:
+            until = {"_until": self._clock() + lease_s}
+            rows = [(claim, statements.held_row(claim) | until) for claim in in_order]
+            return [claim for claim, row in rows if self._sql.extend.run(cursor, row).rowcount == 0]
 
     def note_upload(self, claim: Claim, note: str | None) -> None:
         """Keeps a note of an unfinished multipart upload with the entry."""
-        with self._writing() as connection:
-            connection.execute(sa.update(ENTRIES).where(*statements.held(claim)).values(upload=note))
+        with self._writing() as cursor:
+            self._sql.note_upload.run(cursor, statements.held_row(claim) | {"_upload": note})
 
     def finish(self, endings: Sequence[Ending]) -> int:
         """Ends claims, all in one transaction; gives how many of them were still held."""
         now = self._clock()
         in_order = sorted(endings, key=lambda each: (each.claim.rule, each.claim.key))
-        with self._writing(self._claimer) as connection:
+        with self._writing(durable=False) as cursor:
             held = 0
             for kind, group in itertools.groupby(in_order, key=type):
                 rows = [statements.ending_row(ending, now) for ending in group]
-                held += connection.execute(statements.FINISH[kind], rows).rowcount
+                held += self._sql.finish[kind].run(cursor, *rows).rowcount
         if held:
             self._tell_listeners()
         return held
@@ -170,9 +181,9 @@ class Ledger:
         dead = [worker for worker in workers if is_dead(worker)]
         if not dead:
             return 0
-        theirs = statements.update_in_order(ROW.due_at.is_not(None), ROW.worker.in_(dead))
-        with self._writing(self._claimer) as connection:
-            return connection.execute(theirs.values(due_at=self._clock())).rowcount
+        with self._writing(durable=False) as cursor:
+            now = {"_now": self._clock()}
+            return sum(self._sql.release_of.run(cursor, now | {"_worker": each}).rowcount for each in dead)
 
     # ── looking ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -228,21 +239,22 @@ class Ledger:
     def drop_upload(self, claim: Claim) -> None:
         """Forgets the upload of an entry that has failed, unless somebody asked for it meanwhile."""
         last = (ROW.rule == claim.rule, ROW.key == claim.key, ROW.claim_number == claim.number)
-        with self._writing() as connection:
-            connection.execute(sa.update(ENTRIES).where(*last, ROW.state == FAILED).values(upload=None))
+        with self._writing() as cursor:
+            statement = sa.update(ENTRIES).where(*last, ROW.state == FAILED).values(upload=None)
+            Compiled(statement, self._engine).run(cursor)
 
     def check(self) -> None:
         """Raises LedgerUnavailable unless a write can begin."""
-        with self._writing() as connection:
-            connection.execute(sa.delete(QUARANTINE).where(QUARANTINE.c.record_id == ""))
+        with self._writing() as cursor:
+            nothing = sa.delete(QUARANTINE).where(QUARANTINE.c.record_id == "")
+            Compiled(nothing, self._engine).run(cursor)
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────
 
     def _anything_due(self) -> bool:
         """A read that takes no lock: idle workers ask many times a second."""
-        due = sa.select(sa.literal(1)).where(ROW.lane.in_(LANES), ROW.due_at <= self._clock())
-        with self._reading() as connection:
-            return connection.execute(due.limit(1)).first() is not None
+        with reading(self._engine) as cursor:
+            return self._sql.anything_due.run(cursor, {"_now": self._clock()}).fetchone() is not None
 
     def _tell_listeners(self) -> None:
         for listener in self._listeners:
@@ -254,8 +266,8 @@ class Ledger:
             yield connection
 
     @contextmanager
-    def _writing(self, engine: sa.Engine | None = None) -> Iterator[sa.Connection]:
-        """A transaction, by default one that survives a power cut.
+    def _writing(self, *, durable: bool = True) -> Iterator[DBAPICursor]:
+        """A transaction. An answered event survives a power cut; who works on what would be found out anew.
 
         Threads queue for SQLite's one write lock here: its own waiting sleeps longer.
         """
@@ -265,8 +277,8 @@ class Ledger:
                 hint="Check its disk, and whether another program holds the file.",
             )
         try:
-            with translated_errors(), (engine or self._engine).begin() as connection:
-                yield connection
+            with writing(self._engine, durable=durable) as cursor:
+                yield cursor
         finally:
             if self._one_writer:
                 self._one_writer.release()

@@ -7,17 +7,18 @@ can decide differently.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from webhook.database import ENTRIES, QUARANTINE
+from webhook.database import ENTRIES, QUARANTINE, Compiled
 from webhook.entries import (
     EVENT_ID_CHARS,
     FAILED,
+    LANES,
     LIVE,
     RUNNING,
     SETTLED,
@@ -38,6 +39,7 @@ ATTEMPTS_REMEMBERED = 20
 AFTER_EVERY_KEY = "\U0010ffff"
 """The last code point there is, and no character: prefix + this sorts behind all keys with the prefix."""
 ROW = ENTRIES.c
+bind = sa.bindparam
 _CLAIM_COLUMNS = (
     *("rule", "key", "generation", "lane", "attempts", "backoff_s", "event_at"),
     *("source_etag", "target_etag", "upload", "lost", "history"),
@@ -120,41 +122,58 @@ def update_in_order(*conditions: sa.ColumnElement[bool]) -> sa.Update:
     return sa.update(ENTRIES).where(sa.tuple_(ROW.rule, ROW.key).in_(entries))
 
 
-def due(lane: str, now: float, limit: int) -> sa.Select[Any]:
-    """Entries that may be claimed now, longest due first, those that others are just taking left out."""
-    due = sa.select(ROW.rule, ROW.key).where(ROW.lane == lane, ROW.due_at <= now)
-    return due.order_by(ROW.due_at).limit(limit).with_for_update(skip_locked=True)
+def _due() -> sa.Select[Any]:
+    """Entries of a lane that may be claimed now, longest due first, without those others are just taking."""
+    due = sa.select(ROW.rule, ROW.key).where(ROW.lane == bind("_lane"), ROW.due_at <= bind("_now"))
+    in_order = due.order_by(ROW.due_at).limit(bind("_limit", type_=sa.Integer))
+    return in_order.with_for_update(skip_locked=True)
 
 
-def take(
-    connection: sa.Connection, entries: sa.Select[Any], *, worker: str, now: float, lease_s: float
-) -> list[Claim]:
-    """Claims the selected entries."""
-    statement = (
-        sa.update(ENTRIES)
-        .where(sa.tuple_(ROW.rule, ROW.key).in_(entries))
-        .values(
-            state=RUNNING,
-            due_at=now + lease_s,
-            claimed_generation=ROW.generation,
-            claim_number=ROW.claim_number + 1,
-            attempts=ROW.attempts + 1,
-            worker=worker,
-        )
-        .returning(*(ROW[name] for name in _CLAIM_COLUMNS), ROW.claim_number.label("number"), ROW.worker)
-    )
-    rows = connection.execute(statement).mappings().all()
-    return [Claim(**row, claimed_at=now) for row in rows]
+def _anything_due() -> sa.Select[Any]:
+    """One row if an entry may be claimed now."""
+    lanes: list[sa.ColumnElement[str]] = [sa.literal_column(f"'{lane}'") for lane in LANES]
+    return sa.select(sa.literal_column("1")).where(ROW.lane.in_(lanes), ROW.due_at <= bind("_now")).limit(1)
 
 
-def held(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
-    """True on the row of a claim that still holds."""
-    return (
-        ROW.rule == claim.rule,
-        ROW.key == claim.key,
-        ROW.claim_number == claim.number,
+def _free() -> sa.Select[Any]:
+    """One entry, if it is waiting (due or not) or its lease ran out."""
+    free = sa.or_(ROW.state == WAITING, sa.and_(ROW.state == RUNNING, ROW.due_at <= bind("_now")))
+    entry = sa.select(ROW.rule, ROW.key).where(ROW.rule == bind("_rule"), ROW.key == bind("_key"), free)
+    return entry.with_for_update(skip_locked=True)
+
+
+def _claim(entries: sa.Select[Any]) -> Any:
+    """Claims the selected entries; see `claims` for what it gives."""
+    taken = sa.update(ENTRIES).where(sa.tuple_(ROW.rule, ROW.key).in_(entries))
+    return taken.values(
+        state=RUNNING,
+        due_at=bind("_until"),
+        claimed_generation=ROW.generation,
+        claim_number=ROW.claim_number + 1,
+        attempts=ROW.attempts + 1,
+        worker=bind("_worker"),
+    ).returning(*(ROW[name] for name in _CLAIM_COLUMNS), ROW.claim_number, ROW.worker)
+
+
+def claims(rows: Iterable[Sequence[Any]], now: float) -> list[Claim]:
+    """The claims that `_claim` gave."""
+    names = (*_CLAIM_COLUMNS, "number", "worker")
+    return [Claim(**dict(zip(names, row, strict=True)), claimed_at=now) for row in rows]
+
+
+def _held() -> sa.Update:
+    """UPDATE of the row of a claim that still holds."""
+    return sa.update(ENTRIES).where(
+        ROW.rule == bind("_rule"),
+        ROW.key == bind("_key"),
+        ROW.claim_number == bind("_number"),
         ROW.state == RUNNING,
     )
+
+
+def held_row(claim: Claim) -> dict[str, Any]:
+    """The values that name a claim in statements made of `_held`."""
+    return {"_rule": claim.rule, "_key": claim.key, "_number": claim.number}
 
 
 def failed(rule: str | None, prefix: str, error_code: str | None) -> Iterable[sa.ColumnElement[bool]]:
@@ -174,14 +193,8 @@ def failed(rule: str | None, prefix: str, error_code: str | None) -> Iterable[sa
 
 def _finish_statements() -> dict[type, Any]:
     """One UPDATE for each kind of ending, for many rows at once; see `ending_row` for the names."""
-    bind = sa.bindparam
     moved = ROW.generation > ROW.claimed_generation
-    held = sa.update(ENTRIES).where(
-        ROW.rule == bind("_rule"),
-        ROW.key == bind("_key"),
-        ROW.claim_number == bind("_number"),
-        ROW.state == RUNNING,
-    )
+    held = _held()
     again = sa.case((moved, bind("_now", type_=sa.Double)), else_=sa.null())
     result = ("outcome", "size", "source_etag", "source_version", "target_etag", "cid", "lost", "history")
     return {
@@ -223,13 +236,31 @@ def _finish_statements() -> dict[type, Any]:
     }
 
 
-FINISH = _finish_statements()
+class Statements:
+    """What runs often, made into one engine's SQL. Parameters begin with an underscore, but columns'."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        dialect = engine.dialect.name
+        row = list(new_row(Request(rule="", key=""), lane="", now=0.0))
+        self.put = Compiled(put_entries(dialect, hurry=False), engine, columns=row)
+        put_now = put_entries(dialect, hurry=True).returning(ROW.generation)
+        self.put_now = Compiled(put_now, engine, columns=row)
+        misfit = list(misfit_row(Misfit(record_id="", reason="", raw=""), now=0.0))
+        self.keep = Compiled(keep_misfits(dialect), engine, columns=misfit)
+        self.anything_due = Compiled(_anything_due(), engine)
+        self.claim = Compiled(_claim(_due()), engine)
+        self.claim_one = Compiled(_claim(_free()), engine)
+        theirs = update_in_order(ROW.due_at.is_not(None), ROW.worker == bind("_worker"))
+        self.release_of = Compiled(theirs.values(due_at=bind("_now")), engine)
+        self.extend = Compiled(_held().values(due_at=bind("_until")), engine)
+        self.note_upload = Compiled(_held().values(upload=bind("_upload")), engine)
+        self.finish = {kind: Compiled(each, engine) for kind, each in _finish_statements().items()}
 
 
 def ending_row(ending: Ending, now: float) -> dict[str, Any]:
     """The values that FINISH's statement for this kind of ending takes."""
     claim = ending.claim
-    values: dict[str, Any] = {"_rule": claim.rule, "_key": claim.key, "_number": claim.number, "_now": now}
+    values = held_row(claim) | {"_now": now}
     match ending:
         case Settled():
             values |= {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 
 from scripts.local_servers import PostgreSQL
 from tests.contract.steps import LEASE_S, RULE, ask, buried, row, settled, take
-from webhook.database import connect
+from webhook.database import ENTRIES, connect
 from webhook.entries import Claim, Misfit
 from webhook.errors import LedgerUnavailable, LedgerVersionError
 from webhook.ledger import Ledger
@@ -113,6 +114,32 @@ def test_an_outage_is_survived_by_connections_that_were_open(mortal: tuple[Ledge
         ledger.put([ask("b")])
     ledger.put([ask("c")])
     assert {claim.key for claim in take(ledger)} == {"a", "c"}
+
+
+def test_every_put_in_a_transaction_that_fails_is_told_so(mortal: tuple[Ledger, Outage]) -> None:
+    ledger, outage = mortal
+    ledger.close()
+    with outage(), ThreadPoolExecutor(8) as pool:
+        puts = [pool.submit(ledger.put, [ask(f"{number}")]) for number in range(8)]
+        errors = [put.exception() for put in puts]
+    assert [type(error) for error in errors] == [LedgerUnavailable] * 8
+    assert not sum(ledger.counts()["waiting"].values())
+    ledger.put([ask("0")])
+
+
+def test_a_lock_that_is_not_given_up_is_reported_in_time(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webhook.database.BUSY_TIMEOUT_S", 0.1)
+    ledger, other = Ledger.open(database_url), connect(database_url)
+    ledger.put([ask("a")])
+    with other.begin() as connection:
+        connection.execute(sa.update(ENTRIES).values(lane="live"))
+        with pytest.raises(LedgerUnavailable):
+            ledger.put([ask("a"), ask("b")])
+    assert (row(ledger, "a")["generation"], ledger.entry(RULE, "b")) == (1, None)
+    ledger.close()
+    other.dispose()
 
 
 def test_a_ledger_cannot_be_opened_while_its_database_is_away(

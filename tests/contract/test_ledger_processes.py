@@ -305,3 +305,20 @@ def test_whatever_happens_no_request_is_lost_and_no_key_has_two_owners(
     for name, number in program:
         model.step(name, number)
         model.check()
+
+
+def test_puts_that_come_at_once_share_transactions_and_lose_nothing(ledger: Ledger) -> None:
+    told: list[None] = []
+    ledger.on_put(lambda: told.append(None))
+    start = threading.Barrier(16)
+
+    def put_many(thread: int) -> None:
+        start.wait(BOUND_S)
+        for event in range(20):
+            ledger.put([ask("shared", 100 * thread + event), ask(f"own-{thread}", event)])
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(put_many, range(16)))
+    assert row(ledger, "shared")["generation"] == 16 * 20
+    assert [row(ledger, f"own-{thread}")["generation"] for thread in range(16)] == [20] * 16
+    assert len(told) < 16 * 20, "some shared a transaction"
