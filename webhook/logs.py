@@ -5,18 +5,18 @@ Values are data: control characters in keys come out escaped, and no caller pass
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.config
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
-    structlog.stdlib.add_log_level,
-    structlog.stdlib.ExtraAdder(),
+    structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.processors.format_exc_info,
 ]
@@ -30,6 +30,18 @@ def _one_line(_logger: object, _method: str, line: MutableMapping[str, Any]) -> 
     return line
 
 
+class _StandardError:
+    """A log that cannot be written is lost; what it tells of goes on."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
 def configure(log_format: str) -> None:
     """Sends this process's log lines, its libraries' too, to standard error. Safe to repeat."""
     if log_format == "json":
@@ -40,7 +52,7 @@ def configure(log_format: str) -> None:
         )
     formatter = structlog.stdlib.ProcessorFormatter(
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _one_line, renderer],
-        foreign_pre_chain=_SHARED,
+        foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *_SHARED],
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
@@ -51,9 +63,10 @@ def configure(log_format: str) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # a retried connection is urllib3's warning and this service's own line: one is enough
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    # Our own lines do not go through the standard library's logging: that takes twice the time.
     structlog.configure(
-        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[*_SHARED, _one_line, renderer],
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _StandardError())),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )

@@ -42,6 +42,8 @@ POLL_S = 0.05
 """How soon an idle worker notices what another process accepted."""
 CLAIM_MAX = 64
 FINISH_MAX = 128
+GATHER_S = 0.01
+"""How long a copy that has ended waits for others, to be settled in one transaction with them."""
 PREFETCH_S = 0.05
 """Claimed ahead: what the copiers get through in this time."""
 TROUBLE_DELAY_S = 0.5
@@ -167,6 +169,7 @@ class Worker:
     def _finish_loop(self) -> None:
         while (first := self._done.get()) is not None:
             batch = [first]
+            time.sleep(GATHER_S)
             with contextlib.suppress(queue.Empty):
                 while len(batch) < FINISH_MAX:
                     following = self._done.get_nowait()

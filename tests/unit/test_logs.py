@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import re
@@ -95,3 +97,15 @@ def test_libraries_chatter_is_left_out(capsys: pytest.CaptureFixture[str], noisy
     logs.configure("text")
     logging.getLogger(noisy).info("chatter")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_a_log_that_cannot_be_written_stops_nobody(monkeypatch: pytest.MonkeyPatch, log_format: str) -> None:
+    class Full(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("sys.stderr", Full())
+    logs.configure(log_format)
+    structlog.get_logger("webhook.x").info("settled", key="any")
+    structlog.get_logger("webhook.x").error("unexpected error", exc_info=ZeroDivisionError("boom"))
