@@ -30,6 +30,14 @@ def _one_line(_logger: object, _method: str, line: MutableMapping[str, Any]) -> 
     return line
 
 
+def _text(_logger: object, _method: str, line: MutableMapping[str, Any]) -> str:
+    """`2026-01-02T03:04:05Z [info] settled key='a b' bytes=3`; a traceback follows on lines of its own."""
+    head = f"{line.pop('timestamp')} [{line.pop('level')}] {line.pop('event')}"
+    exception = line.pop("exception", None)
+    facts = "".join(f" {name}={value!r}" for name, value in line.items())
+    return f"{head}{facts}\n{exception}" if exception else head + facts
+
+
 class _StandardError:
     """A log that cannot be written is lost; what it tells of goes on."""
 
@@ -44,12 +52,7 @@ class _StandardError:
 
 def configure(log_format: str) -> None:
     """Sends this process's log lines, its libraries' too, to standard error. Safe to repeat."""
-    if log_format == "json":
-        renderer: Any = structlog.processors.JSONRenderer()
-    else:
-        renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), repr_native_str=True, pad_event_to=0, pad_level=False
-        )
+    renderer: Any = structlog.processors.JSONRenderer() if log_format == "json" else _text
     formatter = structlog.stdlib.ProcessorFormatter(
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _one_line, renderer],
         foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *_SHARED],

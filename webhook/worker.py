@@ -42,7 +42,7 @@ POLL_S = 0.05
 """How soon an idle worker notices what another process accepted."""
 CLAIM_MAX = 64
 FINISH_MAX = 128
-GATHER_S = 0.01
+GATHER_S = 0.02
 """How long a copy that has ended waits for others, to be settled in one transaction with them."""
 PREFETCH_S = 0.05
 """Claimed ahead: what the copiers get through in this time."""

@@ -91,11 +91,21 @@ def test_a_copy_that_succeeds_is_settled_with_all_it_found(kind: OutcomeKind) ->
 def test_the_copy_is_told_what_the_last_one_left_on_record() -> None:
     stub, given = (
         StubCopier(Outcome(kind=OutcomeKind.GONE)),
-        task(source_etag="a", upload="{}", lost='["tags"]'),
+        task(source_etag="a", upload="{}", lost='["tags"]', attempts=2),
     )
-    attempt(given, rules={"default": RULE}, copier=cast(Copier, stub), attempts_max=1)
+    attempt(given, rules={"default": RULE}, copier=cast(Copier, stub), attempts_max=2)
     known = Known(source_etag="a", target_etag="", upload="{}", lost=frozenset({"tags"}))
     assert stub.asked == {"rule": RULE, "key": "k", "permit": given.lease, "known": known}
+
+
+@pytest.mark.parametrize(
+    ("known", "is_first"),
+    [({}, True), ({"attempts": 2}, False), ({"history": '[{"result": "gone"}]'}, False)],
+)
+def test_the_copy_is_told_whether_it_is_the_key_s_first(known: dict[str, Any], is_first: bool) -> None:
+    stub, given = StubCopier(Outcome(kind=OutcomeKind.GONE)), task(**known)
+    attempt(given, rules={"default": RULE}, copier=cast(Copier, stub), attempts_max=2)
+    assert stub.asked["known"].is_first is is_first
 
 
 @pytest.mark.parametrize(
