@@ -1,10 +1,10 @@
 """This service beside rclone and mc mirror, on this machine, against real servers on the loopback address.
 
 It starts the servers, loads objects, and lets each contender copy them into a new bucket, in turn, for some
-rounds; then it measures how soon one object and a burst of them are at the target, and how many notifications
-are accepted. Ratios are taken within a round, where all met the same machine; their median counts. All is
-printed; when nothing was left out, or with --write, it goes to docs/BENCHMARKS.md too. Takes half an hour and
-12 GB in the temporary folder (TMPDIR); --quick two minutes.
+rounds; then it measures how soon one object and a burst of them are at the target, how many notifications are
+accepted, and how fast a ledger drains. Ratios are taken within a round, where all met the same machine; their
+median counts. All is printed; when nothing was left out, or with --write, it goes to docs/BENCHMARKS.md too.
+Takes half an hour and 12 GB in the temporary folder (TMPDIR); --quick two minutes.
 
 Exit status: 0 measured, 1 something failed, whatever was reached.
 """
@@ -26,6 +26,7 @@ from rich.console import Console
 
 from scripts.bench_accept import measure_accepting
 from scripts.bench_copy import CASES, MIB, Case, Copying, median_run
+from scripts.bench_ledger import BATCH, measure_draining
 from scripts.bench_live import MC, OURS, Live, measure_live
 from scripts.bench_peers import CONTENDERS, BenchError, Run
 from scripts.bench_report import Section, facts, markdown, show
@@ -33,11 +34,11 @@ from scripts.local_servers import Gateway, S3Server, SeaweedFS, ServerError
 from scripts.local_service import ROOT
 
 MB = 1_000_000
-LIVE_CASES = ("latency", "burst", "notifications")
+LIVE_CASES = ("latency", "burst", "notifications", "ledger")
 SOURCES: Mapping[str, type[S3Server]] = {"gateway": Gateway, "seaweedfs": SeaweedFS}
 MEMORY_GOAL_MIB = 150 + 128  # and the default of MEMORY_BUDGET_MIB
-LIVE_GOAL, ACCEPT_GOAL = 1.2, 0.6
-ROUNDS, SAMPLES, BURST, ACCEPT_S = 3, 60, 1000, 5.0
+LIVE_GOAL, ACCEPT_GOAL, DRAIN_GOAL = 1.2, 0.6, 0.8
+ROUNDS, SAMPLES, BURST, ACCEPT_S, ENTRIES = 3, 60, 1000, 5.0, 100_000
 REPORT = ROOT / "docs" / "BENCHMARKS.md"
 WIDTH_COLUMNS = 150
 
@@ -182,6 +183,21 @@ def accept_section(options: argparse.Namespace, folder: Path) -> Section:
     return section
 
 
+def ledger_section(options: argparse.Namespace, folder: Path) -> Section:
+    """The ledger alone."""
+    section = Section(
+        f"Ledger: {options.entries:,} entries claimed and settled",
+        f"In batches of {BATCH}, by one thread, nothing copied; entries per second in each tenth of them.",
+        ("engine", "unit", "tenths, first to last", "last ÷ first", "reached"),
+    )
+    for engine, rates in measure_draining(folder, entries=options.entries).items():
+        ratio = rates[-1] / rates[0]
+        tenths = " ".join(f"{rate:,.0f}" for rate in rates)
+        verdict = _judged("ratio", ratio, least=DRAIN_GOAL)
+        section.rows.append((engine, "entries/s", tenths, f"{ratio:.2f}", verdict))
+    return section
+
+
 # ── the command ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -202,12 +218,13 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(known)}")
     options.copy_cases = [case for case in CASES if case.name in options.cases]
     options.samples, options.burst, options.accept_s = SAMPLES, BURST, ACCEPT_S
+    options.entries = ENTRIES
     is_all = set(options.cases) == set(names) and set(options.sources) == set(SOURCES)
     options.write |= is_all and not options.quick
     options.command = "make bench" + (f" ARGS={shlex.quote(shlex.join(arguments))}" if arguments else "")
     options.rounds = max(1, options.rounds or (1 if options.quick else ROUNDS))
     if options.quick:
-        options.samples, options.burst, options.accept_s = 10, 200, 1.0
+        options.samples, options.burst, options.accept_s, options.entries = 10, 200, 1.0, ENTRIES // 10
         options.copy_cases = [
             replace(case, objects=max(1, case.objects // 10)) for case in options.copy_cases
         ]
@@ -228,6 +245,8 @@ def measure(options: argparse.Namespace, folder: Path, console: Console) -> list
         add(live_section(options, folder))
     if "notifications" in options.cases:
         add(accept_section(options, folder))
+    if "ledger" in options.cases:
+        add(ledger_section(options, folder))
     return sections
 
 

@@ -159,7 +159,7 @@ class Compiled:
     def __init__(self, statement: Any, engine: sa.Engine, *, columns: Sequence[str] | None = None) -> None:
         """`columns`: of an INSERT, what each row has."""
         compiled = statement.compile(engine, column_keys=columns)
-        self._sql = str(compiled)
+        self.sql = str(compiled)
         self._constants = {
             name: bind.value for bind, name in compiled.bind_names.items() if not bind.required
         }
@@ -167,9 +167,9 @@ class Compiled:
     def run(self, cursor: DBAPICursor, *rows: Mapping[str, Any]) -> DBAPICursor:
         """Executes it for each row, one after the other, also where two rows are of one key."""
         if len(rows) > 1:
-            cursor.executemany(self._sql, [{**self._constants, **row} for row in rows])
+            cursor.executemany(self.sql, [{**self._constants, **row} for row in rows])
         else:
-            cursor.execute(self._sql, {**self._constants, **(rows[0] if rows else {})})
+            cursor.execute(self.sql, {**self._constants, **(rows[0] if rows else {})})
         return cursor
 
 

@@ -175,14 +175,13 @@ class Ledger:
 
     def release_of(self, is_dead: Callable[[str], bool]) -> int:
         """Makes the running entries of workers that are known to be dead due at once; gives how many."""
-        with self._reading() as connection:
-            running = sa.select(ROW.worker).distinct().where(ROW.due_at.is_not(None), ROW.worker.is_not(None))
-            workers = [str(worker) for worker in connection.execute(running).scalars()]
+        now = {"_now": self._clock()}
+        with reading(self._engine) as cursor:
+            workers = [str(worker) for (worker,) in self._sql.workers.run(cursor, now).fetchall()]
         dead = [worker for worker in workers if is_dead(worker)]
         if not dead:
             return 0
         with self._writing(durable=False) as cursor:
-            now = {"_now": self._clock()}
             return sum(self._sql.release_of.run(cursor, now | {"_worker": each}).rowcount for each in dead)
 
     # ── looking ──────────────────────────────────────────────────────────────────────────────────────
@@ -254,7 +253,9 @@ class Ledger:
     def _anything_due(self) -> bool:
         """A read that takes no lock: idle workers ask many times a second."""
         with reading(self._engine) as cursor:
-            return self._sql.anything_due.run(cursor, {"_now": self._clock()}).fetchone() is not None
+            first = self._sql.next_due.run(cursor).fetchall()[0]
+        now = self._clock()
+        return any(due_at is not None and due_at <= now for due_at in first)
 
     def _tell_listeners(self) -> None:
         for listener in self._listeners:

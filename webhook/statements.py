@@ -122,29 +122,48 @@ def update_in_order(*conditions: sa.ColumnElement[bool]) -> sa.Update:
     return sa.update(ENTRIES).where(sa.tuple_(ROW.rule, ROW.key).in_(entries))
 
 
-def _due() -> sa.Select[Any]:
-    """Entries of a lane that may be claimed now, longest due first, without those others are just taking."""
-    due = sa.select(ROW.rule, ROW.key).where(ROW.lane == bind("_lane"), ROW.due_at <= bind("_now"))
+def _due(dialect: str) -> sa.ColumnElement[bool]:
+    """True on entries of a lane that may be claimed now, longest due first, but on those others just take.
+
+    By their places in the table: joined by their keys, PostgreSQL may read the whole table for a few.
+    """
+    place: sa.ColumnElement[Any] = sa.literal_column("ctid" if dialect == "postgresql" else "rowid")
+    due = sa.select(place).select_from(ENTRIES).where(ROW.lane == bind("_lane"), ROW.due_at <= bind("_now"))
     in_order = due.order_by(ROW.due_at).limit(bind("_limit", type_=sa.Integer))
-    return in_order.with_for_update(skip_locked=True)
+    if dialect == "postgresql":
+        return place == sa.any_(sa.func.array(in_order.with_for_update(skip_locked=True).scalar_subquery()))
+    return place.in_(in_order)
 
 
-def _anything_due() -> sa.Select[Any]:
-    """One row if an entry may be claimed now."""
+def _next_due() -> sa.Select[Any]:
+    """When the first entry of each lane is due, NULL where none is: the ends of an index, on any planner."""
+    return sa.select(
+        *(
+            sa.select(sa.func.min(ROW.due_at))
+            .where(ROW.lane == lane, ROW.due_at.is_not(None))
+            .scalar_subquery()
+            .label(lane)
+            for lane in LANES
+        )
+    )
+
+
+def _leased() -> tuple[sa.ColumnElement[bool], ...]:
+    """True on running entries whose lease has not run out; what is due is passed by, on the index."""
     lanes: list[sa.ColumnElement[str]] = [sa.literal_column(f"'{lane}'") for lane in LANES]
-    return sa.select(sa.literal_column("1")).where(ROW.lane.in_(lanes), ROW.due_at <= bind("_now")).limit(1)
+    return ROW.lane.in_(lanes), ROW.due_at > bind("_now"), ROW.worker.is_not(None)
 
 
-def _free() -> sa.Select[Any]:
-    """One entry, if it is waiting (due or not) or its lease ran out."""
+def _free() -> sa.ColumnElement[bool]:
+    """True on one entry, if it is waiting (due or not) or its lease ran out, unless others just take it."""
     free = sa.or_(ROW.state == WAITING, sa.and_(ROW.state == RUNNING, ROW.due_at <= bind("_now")))
     entry = sa.select(ROW.rule, ROW.key).where(ROW.rule == bind("_rule"), ROW.key == bind("_key"), free)
-    return entry.with_for_update(skip_locked=True)
+    return sa.tuple_(ROW.rule, ROW.key).in_(entry.with_for_update(skip_locked=True))
 
 
-def _claim(entries: sa.Select[Any]) -> Any:
-    """Claims the selected entries; see `claims` for what it gives."""
-    taken = sa.update(ENTRIES).where(sa.tuple_(ROW.rule, ROW.key).in_(entries))
+def _claim(which: sa.ColumnElement[bool]) -> Any:
+    """Claims the entries; see `claims` for what it gives."""
+    taken = sa.update(ENTRIES).where(which)
     return taken.values(
         state=RUNNING,
         due_at=bind("_until"),
@@ -247,10 +266,11 @@ class Statements:
         self.put_now = Compiled(put_now, engine, columns=row)
         misfit = list(misfit_row(Misfit(record_id="", reason="", raw=""), now=0.0))
         self.keep = Compiled(keep_misfits(dialect), engine, columns=misfit)
-        self.anything_due = Compiled(_anything_due(), engine)
-        self.claim = Compiled(_claim(_due()), engine)
+        self.next_due = Compiled(_next_due(), engine)
+        self.claim = Compiled(_claim(_due(dialect)), engine)
         self.claim_one = Compiled(_claim(_free()), engine)
-        theirs = update_in_order(ROW.due_at.is_not(None), ROW.worker == bind("_worker"))
+        self.workers = Compiled(sa.select(ROW.worker).distinct().where(*_leased()), engine)
+        theirs = update_in_order(*_leased(), ROW.worker == bind("_worker"))
         self.release_of = Compiled(theirs.values(due_at=bind("_now")), engine)
         self.extend = Compiled(_held().values(due_at=bind("_until")), engine)
         self.note_upload = Compiled(_held().values(upload=bind("_upload")), engine)
@@ -270,7 +290,7 @@ def ending_row(ending: Ending, now: float) -> dict[str, Any]:
                 "_source_version": ending.source_version,
                 "_target_etag": ending.target_etag,
                 "_cid": ending.cid,
-                "_lost": json.dumps(ending.lost),
+                "_lost": json.dumps(ending.lost) if ending.lost else "[]",
                 "_history": _history(claim, now, result=ending.outcome, bytes_copied=ending.bytes_copied),
             }
         case Retried():
@@ -299,7 +319,8 @@ def _history(claim: Claim, now: float, **what: Any) -> str:
         "ended_at": now,
         **what,
     }
-    return json.dumps([*json.loads(claim.history), attempt][-ATTEMPTS_REMEMBERED:])
+    earlier = json.loads(claim.history) if claim.history != "[]" else ()
+    return json.dumps([*earlier, attempt][-ATTEMPTS_REMEMBERED:])
 
 
 def last_claim(row: sa.RowMapping) -> tuple[Claim, float]:
