@@ -36,18 +36,20 @@ class Signer:
     ) -> tuple[str, dict[str, str]]:
         """The encoded query, and `headers` with the signature's own added; all of them are signed.
 
-        `path` is encoded already, header names are in lower case, `at` is in seconds since 1970.
+        `path` is encoded already, header names are in lower case and values bytes in Latin-1, `at` is in
+        seconds since 1970. Raises: UnicodeEncodeError.
         """
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at))
         day = stamp[:8]
         given = {**headers, "host": self._host, "x-amz-content-sha256": UNSIGNED, "x-amz-date": stamp}
         names = sorted(given)
         signed = ";".join(names)
-        encoded = "&".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in sorted(query))
-        lines = [f"{name}:{' '.join(given[name].split())}" for name in names]
+        pairs = sorted((quote(name, safe=""), quote(value, safe="")) for name, value in query)
+        encoded = "&".join(f"{name}={value}" for name, value in pairs)
+        lines = [f"{name}:{_trimmed(given[name])}" for name in names]
         request = "\n".join([method, path, encoded, *lines, "", signed, UNSIGNED])
         scope = f"{day}/{self._region}/s3/aws4_request"
-        digest = hashlib.sha256(request.encode()).hexdigest()
+        digest = hashlib.sha256(request.encode("latin-1")).hexdigest()
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}"
         signature = hmac.digest(self._key(day), text.encode(), "sha256").hex()
         del given["host"]
@@ -65,3 +67,8 @@ class Signer:
                 key = hmac.digest(key, part.encode(), "sha256")
             self._key_of_day = (day, key)
         return key
+
+
+def _trimmed(value: str) -> str:
+    """Without blanks around it, and one for each run of them: ASCII's, no others."""
+    return b" ".join(value.encode("latin-1").split()).decode("latin-1")
