@@ -65,7 +65,7 @@ _HINTS = {
 }
 _DENIED_HINT = "Check the keys, their permissions, the region and the bucket's name in the settings."
 _NOT_S3_HINT = "Check the endpoint in the settings, and what stands between it and this service."
-_SILENT_HINT = "Check that the store runs and that its endpoint in the settings is right."
+SILENT_HINT = "Check that the store runs and that its endpoint in the settings is right."
 
 
 def _error_class(code: str, status: int, *, side: str) -> type[StoreError]:
@@ -160,7 +160,8 @@ def boto_errors(
     except NoCredentialsError as error:
         raise StoreDenied("no credentials", place, hint=_DENIED_HINT) from error
     except (HTTPClientError, BotoConnectionError, OSError) as error:
-        raise StoreUnavailable(f"no answer ({_kind(error)})", place, hint=_SILENT_HINT) from error
+        text = f"no answer ({_kind(error)})"
+        raise StoreUnavailable(text, place, hint=SILENT_HINT) from None  # it may quote a proxy's password
     except ResponseParserError as error:
         raise not_s3(place) from error
     except BotoCoreError as error:

@@ -39,9 +39,9 @@ class Source:
         def room(headers: Mapping[str, str]) -> Body | None:
             info = info_from_headers(headers)
             found.append(info)
-            if info.size and not info.etag:
+            if "content-length" not in headers or (info.size and not info.etag):
                 raise StoreFailed(
-                    "gave an object without an ETag: is this an S3 store?",
+                    "gave an object without a length or an ETag: is this an S3 store?",
                     self._store.place("GetObject", bucket, key),
                     hint="Check the endpoint in the settings, and what stands between.",
                 )

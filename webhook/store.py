@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import certifi
 import pycurl
 
-from webhook.answers import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, answered, not_s3, read_xml
+from webhook.answers import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, SILENT_HINT, answered, not_s3, read_xml
 from webhook.errors import (
     IntegrityError,
     NoSuchKey,
@@ -41,6 +41,10 @@ SLOWEST_BYTES_PER_S = 64
 """A transfer slower than this for READ_TIMEOUT_S is given up."""
 _CLOSED = {pycurl.E_GOT_NOTHING, pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR}
 _NOT_HTTP = {pycurl.E_UNSUPPORTED_PROTOCOL, pycurl.E_FTP_WEIRD_SERVER_REPLY}
+_CERTIFICATE = {pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT_BADFILE}
+_CERTIFICATE_HINT = (
+    "Check the store's certificate; name a certificate authority of your own in SSL_CERT_FILE."
+)
 
 Room = Callable[[Mapping[str, str]], Body | None]
 """Where an object's body is to go, of exactly its length, from its headers; None: it is not wanted."""
@@ -60,7 +64,7 @@ class Answer:
     body: Body | None
     """In the room that was made for it; None where there was none."""
     text: bytes
-    """The body where no room was asked for: at least its first TEXT_MAX_BYTES."""
+    """The body where no room was asked for: all of it, or at least its first TEXT_MAX_BYTES."""
 
     def xml(self, place: Place) -> ElementTree.Element:
         """The body as XML. Raises: StoreFailed."""
@@ -131,15 +135,19 @@ class Store:
         body: Body | None = None,
         room: Room | None = None,
     ) -> Answer:
-        """One request. Header names are given in lower case; `room` takes the body of a good answer.
+        """One request. Header names are given in lower case, values as bytes in Latin-1; `room` takes the
+        body of a good answer.
 
         Raises: StoreError, IntegrityError where the body has not the length there is room for.
         """
         place = self.place(operation, bucket, key)
         path = f"/{bucket}/{quote(key, safe='/~')}" if key else f"/{bucket}"
-        encoded, signed = self._signer.sign(method, path, query, headers or {}, at=time.time())
+        try:
+            encoded, signed = self._signer.sign(method, path, query, headers or {}, at=time.time())
+            lines = _header_lines(signed)
+        except ValueError as error:
+            raise StoreRefused(f"cannot be sent: {error}", place) from None
         url = f"{self._endpoint}{path}?{encoded}" if encoded else f"{self._endpoint}{path}"
-        lines = _header_lines(signed, place)
         for is_last in (False, True):
             transfer = _Transfer(place, body, room)
             if self._perform(method, url, lines, transfer, is_last=is_last):
@@ -174,11 +182,9 @@ class Store:
                 return False
             if number in _NOT_HTTP:
                 raise not_s3(transfer.place) from None
-            raise StoreUnavailable(
-                f"no answer ({text})",
-                transfer.place,
-                hint="Check that the store runs and that its endpoint in the settings is right.",
-            ) from None
+            reason = text if "@" not in text else f"libcurl's error {number}"  # a proxy's password
+            hint = _CERTIFICATE_HINT if number in _CERTIFICATE else SILENT_HINT
+            raise StoreUnavailable(f"no answer ({reason})", transfer.place, hint=hint) from None
         finally:
             handle.reset()  # lets go of the body; connections stay
             self._idle.append(handle)
@@ -222,7 +228,7 @@ class _Transfer:
         self.problem: BaseException | None = None
         """What a callback raised, which libcurl cannot pass on."""
         self.is_refused = False
-        """The object's body was not wanted."""
+        """The body, or the rest of it, is not wanted."""
         self._sending = memoryview(body or b"")
         self._sent = 0
         self._room = room
@@ -276,7 +282,8 @@ class _Transfer:
     def _begin_body(self) -> bool:
         for line in self._lines:
             name, _, value = line.decode("latin-1").partition(":")
-            self._headers[name.lower()] = value.strip()
+            known, value = self._headers.get(name.lower()), value.strip(" \t\r\n")
+            self._headers[name.lower()] = value if known in (None, value) else f"{known}, {value}"
         if self._room and self._is_good:
             self._body = self._room(self._headers)
             self.is_refused = self._body is None
@@ -284,9 +291,9 @@ class _Transfer:
 
     def _add(self, chunk: bytes) -> bool:
         if self._body is None:
-            if len(self._text) < TEXT_MAX_BYTES:  # the beginning is enough
-                self._text += chunk
-            return True
+            self._text += chunk
+            self.is_refused = len(self._text) >= TEXT_MAX_BYTES  # the beginning is enough
+            return not self.is_refused
         end = self._filled + len(chunk)
         if end > len(self._body):
             self._wrong_length(self._body, end)
@@ -315,14 +322,14 @@ class _Transfer:
         )
 
 
-def _header_lines(headers: Mapping[str, str], place: Place) -> list[bytes]:
-    """As libcurl wants them; those it would add by itself are left out."""
+def _header_lines(headers: Mapping[str, str]) -> list[bytes]:
+    """As libcurl wants them; those it would add by itself are left out. Raises: ValueError."""
     lines = [b"Expect:", b"Accept:"]
     for name, value in headers.items():
-        line = f"{name}: {value}" if value else f"{name};"
+        line = f"{name}: {value}" if value.strip() else f"{name};"  # it drops a header of blanks
         if "\r" in line or "\n" in line or "\0" in line:
-            raise StoreRefused(f"the header {name} cannot be sent: it holds a line break", place)
-        lines.append(line.encode())
+            raise ValueError(f"the header {name} holds a line break")
+        lines.append(line.encode("latin-1"))
     if "content-type" not in headers:
         lines.append(b"Content-Type:")
     return lines
