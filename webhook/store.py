@@ -326,7 +326,7 @@ def _header_lines(headers: Mapping[str, str]) -> list[bytes]:
     """As libcurl wants them; those it would add by itself are left out. Raises: ValueError."""
     lines = [b"Expect:", b"Accept:"]
     for name, value in headers.items():
-        line = f"{name}: {value}" if value.strip() else f"{name};"  # it drops a header of blanks
+        line = f"{name}: {value}" if value.strip(" \t") else f"{name};"  # it drops a header of blanks
         if "\r" in line or "\n" in line or "\0" in line:
             raise ValueError(f"the header {name} holds a line break")
         lines.append(line.encode("latin-1"))
