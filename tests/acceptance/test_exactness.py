@@ -83,11 +83,14 @@ class Way:
         return dict(self.service.get(f"/v1/entries/default/{quote(key)}").json())
 
     def is_refused(self, key: str, reason: str) -> None:
-        """The caller and the list of failures get the store's reason, and the target stays as it is."""
+        """The caller and the list of failures get the reason of the store that is asked first, and the
+        target stays as it is.
+        """
         before = self.target.listed()
         status, answer = self.replicate(key)
-        assert (status, answer["error"]["code"]) == (502, "target_store_refused")
-        failed = self.service.get("/v1/failures?reason=target_store_refused").json()["failures"]
+        code = answer["error"]["code"]
+        assert (status, code in ("source_store_refused", "target_store_refused")) == (502, True), answer
+        failed = self.service.get(f"/v1/failures?reason={code}").json()["failures"]
         found = [entry["error"] for entry in failed if entry["key"] == key]
         assert [reason in text for text in (*found, answer["error"]["message"])] == [True, True]
         assert self.target.listed() == before
@@ -240,9 +243,9 @@ def test_tags_set_on_an_object_that_is_there_are_replicated_each_time(way: Way) 
         way.is_exact("tagged")
 
 
-@pytest.mark.xfail(strict=True, reason="minio-py refuses to read them; S3 does not allow them")
 @through([FROM_SEAWEED])
 def test_tags_with_an_ampersand_arrive(way: Way) -> None:
+    """Amazon allows no such tags, other stores do."""
     way.source.put("ampersands", Tagging=urlencode({"value": "a&b", "a&b": "key"}))
     way.replicates("ampersands")
     assert way.target.tags("ampersands") == way.source.tags("ampersands")

@@ -95,4 +95,6 @@ def test_without_waiting_the_answer_is_a_link_to_the_entry(stack: Callable[..., 
     answer = running.service.post("/v1/replicate", json={"s3_key": "later", "wait": False})
     assert answer.status_code == 202
     running.wait_until_settled(entries=1, bound_s=30)
-    assert running.service.get(answer.json()["entry"]).json()["outcome"] == "replicated"
+    entry = running.service.get(answer.json()["entry"]).json()
+    assert entry["attempts_made"][0]["result"] == "replicated"  # more where the event came first
+    assert running.target_body("later") == b"later"
