@@ -32,6 +32,15 @@ def test_what_is_set_is_used(environ: dict[str, str]) -> None:
     assert (found.source.endpoint_url, found.log_format) == ("http://minio:9000", "json")
 
 
+@pytest.mark.parametrize(("value", "expected"), [(None, ""), ("  ", ""), (" STANDARD_IA ", "STANDARD_IA")])
+def test_a_storage_class_is_the_target_s_alone_and_empty_where_none_is_set(
+    environ: dict[str, str], value: str | None, expected: str
+) -> None:
+    given = {} if value is None else {"FILEBASE_STORAGE_CLASS": value}
+    found = settings.from_environ(environ | given | {"MINIO_STORAGE_CLASS": "GLACIER"})
+    assert (found.target.storage_class, found.source.storage_class) == (expected, "")
+
+
 @pytest.mark.parametrize("value", [None, "", "  "])
 def test_all_missing_variables_are_named_at_once(value: str | None) -> None:
     environ = {} if value is None else dict.fromkeys(REQUIRED, value)
