@@ -137,6 +137,14 @@ def put(listener: Listener, attributes: Attributes = NOTHING) -> str:
         target.close()
 
 
+def head(listener: Listener) -> object:
+    source = Source(listener.settings)
+    try:
+        return source.head("bucket", "key")
+    finally:
+        source.close()
+
+
 both_ways = pytest.mark.parametrize("call", [read, put])
 
 # ── heads ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -181,7 +189,7 @@ def test_letters_whose_last_byte_looks_like_a_blank_are_read_whole(
     ],
     ids=lambda answer: repr(answer[:60]),
 )
-@both_ways
+@pytest.mark.parametrize("call", [read, put, head])
 def test_an_answer_that_is_no_http_is_an_error_of_the_store(
     listening: Callable[[Talk], Listener], answer: bytes, call: Callable[[Listener], object]
 ) -> None:
