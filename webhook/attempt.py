@@ -115,6 +115,7 @@ def _known(claim: Claim) -> Known:
         lost=frozenset(json.loads(claim.lost)),
         upload=claim.upload or "",
         is_first=claim.attempts == 1 and claim.history == "[]",
+        is_retry=claim.attempts > 1,
     )
 
 

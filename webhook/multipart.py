@@ -25,7 +25,7 @@ from webhook.errors import (
     StoreRefused,
 )
 from webhook.layout import OWN_PART_BYTES, PART_MIN_BYTES, Part, likely_part_sizes, own_part_size, parts
-from webhook.memory import MemoryBudget
+from webhook.memory import Body, MemoryBudget
 from webhook.objects import MD5_ETAG, ObjectInfo
 from webhook.rules import Rule
 from webhook.settings import CopySettings
@@ -54,6 +54,8 @@ class Job:
     permit: Permit
     left_over: str = ""
     """The note of an upload that an earlier attempt did not finish."""
+    digests_all: bool = False
+    """Whether every piece is digested on its way, so that damage is noticed at once and not at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +173,9 @@ class Multipart:
             return _Plan(part_size=own, expected_etag=etags[own], attributes=stamped)
         if fitting[0] == guesses[0]:
             raise IntegrityError(
-                f"source {job.rule.source_bucket}/{job.key!r}: two reads of the same version differ",
-                hint="It is read again. If this stays, something on the way changes the data.",
+                f"source {job.rule.source_bucket}/{job.key!r}: what arrived at the target is not what "
+                "the source has",
+                hint="It is copied again. If this stays, something on the way changes the data.",
             )
         return _Plan(part_size=fitting[0], expected_etag=info.etag, attributes=attributes)
 
@@ -212,7 +215,7 @@ class Multipart:
         job.permit.check()
         upload, there = self._begin(job, info, plan)
         try:
-            digests = self._send_parts(job, info, plan.part_size, upload.id, there)
+            digests = self._send_parts(job, info, plan, upload.id, there)
             etag = parts_etag(digests)
             _verify_parts(job, etag, plan.expected_etag)
         except (IntegrityError, SourceChanged, StoreRefused):
@@ -242,17 +245,24 @@ class Multipart:
         return upload, {}
 
     def _send_parts(
-        self, job: Job, info: ObjectInfo, part_size: int, upload_id: str, there: Mapping[int, UploadedPart]
+        self, job: Job, info: ObjectInfo, plan: _Plan, upload_id: str, there: Mapping[int, UploadedPart]
     ) -> list[bytes]:
         """Copies all parts that are not there, several at a time; gives all MD5 digests in order."""
+        is_proven_there = plan.expected_etag == info.etag and not job.digests_all
         whole = WholeDigest() if info.has_md5_etag else None
         under_way: deque[Future[bytes]] = deque()
         digests: list[bytes] = []
         try:
-            for part in parts(info.size, part_size):
+            for part in parts(info.size, plan.part_size):
                 if len(under_way) == self._settings.parts_in_flight:
                     digests.append(under_way.popleft().result())
-                sending = _Sending(part=part, upload_id=upload_id, whole=whole, there=there.get(part.number))
+                sending = _Sending(
+                    part=part,
+                    upload_id=upload_id,
+                    whole=whole,
+                    there=there.get(part.number),
+                    is_proven_there=is_proven_there,
+                )
                 under_way.append(self._start_part(job, info, sending))
             digests.extend(future.result() for future in under_way)
         finally:
@@ -287,15 +297,26 @@ class Multipart:
         part = sending.part
         job.permit.check()
         body = self._source.read_part(job.rule.source_bucket, job.key, part, etag=info.etag)
+        if sending.is_proven_there and not self._target.wants_digests:
+            job.permit.check()
+            with contextlib.suppress(StoreRefused):
+                return self._put_part(job, sending, body, None)
+            self._target.wants_digests = True
         md5 = hashlib.md5(body, usedforsecurity=False).digest()
         if sending.whole:
             sending.whole.add(part.number, body)
         if sending.known_digest() == md5:
             return md5
         job.permit.check()
-        written = self._target.put_part(
-            job.rule.target_bucket, job.key, sending.upload_id, part.number, body, md5
-        )
+        return self._put_part(job, sending, body, md5)
+
+    def _put_part(self, job: Job, sending: _Sending, body: Body, md5: bytes | None) -> bytes:
+        """Gives the part's MD5: the target's where none is given, which the object's ETag will prove."""
+        bucket, number = job.rule.target_bucket, sending.part.number
+        written = self._target.put_part(bucket, job.key, sending.upload_id, number, body, md5)
+        if md5 is None and MD5_ETAG.fullmatch(written.etag) and not written.is_opaque:
+            return bytes.fromhex(written.etag)
+        md5 = md5 or hashlib.md5(body, usedforsecurity=False).digest()
         if not written.is_opaque and written.etag != md5.hex():
             raise corrupted(job, "part", expected=md5.hex(), found=written.etag)
         return md5
@@ -310,6 +331,8 @@ class _Sending:
     whole: WholeDigest | None
     there: UploadedPart | None
     """What the target has of it from an earlier attempt."""
+    is_proven_there: bool
+    """Whether the object's ETag will prove the parts: then the target's digests do, and none is made here."""
 
     def known_digest(self) -> bytes | None:
         """The MD5 of what is there, where it is this part, whole, and its ETag an MD5."""

@@ -59,6 +59,8 @@ class Target:
         self.takes_tags = True
         """False once the store has said that it has no tagging."""
         self._store = Store(settings, side="target")
+        self.wants_digests = False
+        """True once the store has refused a part without Content-MD5, as buckets under object lock do."""
         self.heeds_only_new: bool | None = None
         """Whether the store refuses a PUT that is to replace nothing, where there is something; None: not
         known yet."""
@@ -167,8 +169,10 @@ class Target:
 
         return self._with_attributes(attributes, send)
 
-    def put_part(self, bucket: str, key: str, upload_id: str, number: int, body: Body, md5: bytes) -> Written:
-        """Writes one part. Safe to repeat. Raises: StoreError."""
+    def put_part(
+        self, bucket: str, key: str, upload_id: str, number: int, body: Body, md5: bytes | None
+    ) -> Written:
+        """Writes one part; the store checks `md5` where it is given. Safe to repeat. Raises: StoreError."""
         query = [("partNumber", str(number)), ("uploadId", upload_id)]
         return self._write("UploadPart", bucket, key, body, md5, query=query)
 
@@ -217,12 +221,14 @@ class Target:
         bucket: str,
         key: str,
         body: Body,
-        md5: bytes,
+        md5: bytes | None,
         *,
         query: Sequence[tuple[str, str]] = (),
         headers: Mapping[str, str] | None = None,
     ) -> Written:
-        given = {"content-md5": base64.b64encode(md5).decode(), **(headers or {})}
+        given = dict(headers or {})
+        if md5:
+            given["content-md5"] = base64.b64encode(md5).decode()
         answer = self._store.ask(operation, "PUT", bucket, key, query=query, headers=given, body=body)
         if body and not answer.headers.get("etag"):  # MinIO's gateways give folder markers none
             raise not_s3(self._store.place(operation, bucket, key))

@@ -313,19 +313,50 @@ def test_a_bit_flipped_while_reading_is_noticed_and_the_next_copy_is_good(
     scene.replicates(RANDOM[:size])
 
 
+@pytest.mark.parametrize("is_retry", [False, True])
 @pytest.mark.parametrize(("operation", "size"), [("PutObject", 1000), ("UploadPart", 12 * MIB)])
 def test_a_bit_flipped_on_the_way_to_the_target_is_noticed_and_the_next_copy_is_good(
-    scene: Scene, operation: str, size: int
+    scene: Scene, operation: str, size: int, is_retry: bool
 ) -> None:
+    """A retry notices it with the part, and keeps the others; else the object's ETag tells, at the end."""
     scene.put(RANDOM[:size], part_size=5 * MIB)
     scene.target_wire.plan(operation, flip_request, nth=1 if size == 1000 else 2)
-    permit, leaves = Permit(), ["key"] if operation == "UploadPart" else []
-    scene.fails_with((StoreFailed, IntegrityError), leaves=leaves, permit=permit)
-    done = scene.copy(upload=permit.notes[-1] or "" if leaves else "")
+    permit, leaves = Permit(), ["key"] if operation == "UploadPart" and is_retry else []
+    scene.fails_with((StoreFailed, IntegrityError), leaves=leaves, permit=permit, is_retry=is_retry)
+    done = scene.copy(upload=permit.notes[-1] or "" if leaves else "", is_retry=True)
     assert done.kind is OutcomeKind.REPLICATED
     assert 0 < done.bytes_copied < size or not leaves
     assert scene.read_target() == RANDOM[:size]
     assert scene.uploads() == []
+
+
+@pytest.mark.parametrize("size", [1000, 12 * MIB])
+def test_damage_is_noticed_also_where_only_the_target_digests(scene: Scene, size: int) -> None:
+    """Once the target's ETags are known to be MD5s, and the source's are, nothing is digested here."""
+    scene.put(key="first")
+    scene.copier().copy_object(scene.rule, "first", permit=Permit())
+    scene.put(RANDOM[:size], part_size=5 * MIB)
+    scene.source_wire.plan("GetObject", flip_answer, nth=1 if size == 1000 else 3)  # whole, then in parts
+    scene.fails_with(IntegrityError)
+    if size == 1000:
+        scene.target_wire.plan("PutObject", flip_request)
+        scene.fails_with(StoreFailed)
+    scene.replicates(RANDOM[:size])
+
+
+def test_a_store_that_insists_on_content_md5_gets_it(scene: Scene) -> None:
+    """As Amazon S3 does for buckets under object lock."""
+    scene.put(RANDOM[: 12 * MIB], part_size=5 * MIB)
+    asked: list[bool] = []
+
+    def insist(exchange: Exchange) -> None:
+        asked.append(any(name.lower() == "content-md5" for name, _ in exchange.headers))
+        if not asked[-1]:
+            answering(400, "InvalidRequest")(exchange)
+
+    scene.target_wire.plan("UploadPart", insist, times=20)
+    scene.replicates(RANDOM[: 12 * MIB])
+    assert asked.count(True) == 3
 
 
 @pytest.mark.parametrize(("operation", "size"), [("PutObject", 1000), ("UploadPart", 12 * MIB)])

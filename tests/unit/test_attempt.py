@@ -94,7 +94,7 @@ def test_the_copy_is_told_what_the_last_one_left_on_record() -> None:
         task(source_etag="a", upload="{}", lost='["tags"]', attempts=2),
     )
     attempt(given, rules={"default": RULE}, copier=cast(Copier, stub), attempts_max=2)
-    known = Known(source_etag="a", target_etag="", upload="{}", lost=frozenset({"tags"}))
+    known = Known(source_etag="a", target_etag="", upload="{}", lost=frozenset({"tags"}), is_retry=True)
     assert stub.asked == {"rule": RULE, "key": "k", "permit": given.lease, "known": known}
 
 
