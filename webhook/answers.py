@@ -34,9 +34,6 @@ from webhook.errors import (
     StoreUnavailable,
 )
 
-CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 60.0
-"""Silence on a connection, not the length of a transfer."""
 RETRY_AFTER_MAX_S = 3600.0
 
 _COME_BACK = {

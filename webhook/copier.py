@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from webhook.errors import KeyExists, NoSuchKey, StoreFailed
 from webhook.holdings import Holdings
-from webhook.memory import Body, MemoryBudget
+from webhook.memory import MemoryBudget
 from webhook.multipart import Copied, Job, Multipart, Permit, corrupted, verify_read, verify_size
 from webhook.objects import ObjectInfo, Properties, same_content
 from webhook.rules import Rule
@@ -21,8 +21,6 @@ from webhook.settings import CopySettings
 from webhook.source import Source
 from webhook.target import Attributes, Target, Written
 
-MEMORY_WAIT_S = 10.0
-"""How long the source's answer may wait for memory; then it is asked again once there is some."""
 TRIAL_MAX_BYTES = 64 * 1024
 """Objects up to this size may be sent twice, to find out how the target takes that."""
 
@@ -132,23 +130,27 @@ class Copier:
     def _copy(self, job: Job, *, only_new: bool = False, try_only_new: bool = False) -> Outcome:
         """Reads and writes. Raises KeyExists where it is to write `only_new` and the target has the key."""
         rule = job.rule
-        with contextlib.ExitStack() as memory:
+        with contextlib.ExitStack() as held:
             try:
-                info, body = self._read(job, memory)
+                reading = held.enter_context(self._source.open(rule.source_bucket, job.key))
             except NoSuchKey:
                 return self._confirm_gone(job)
+            info = reading.info
             tags = self._source.tags(rule.source_bucket, job.key) if info.tag_count else {}
             attributes = Attributes(properties=info.properties, tags=tags)
-            if body is not None:
+            is_whole = info.parts_count == 0 and info.size <= self._settings.whole_max_bytes
+            if is_whole:
+                body = held.enter_context(self._budget.body(info.size))
+                reading.read_into(body)
+                reading.close()
                 self._multipart.discard_left_over(job)
                 copied = self._write_whole(job, info, body, attributes, only_new=only_new)
                 if try_only_new and info.size <= TRIAL_MAX_BYTES:
                     self._target.try_only_new(rule.target_bucket, job.key, body, attributes)
-        if body is None:
-            if only_new and self._target.head(job.rule.target_bucket, job.key):
-                raise KeyExists(
-                    "has the key", self._target.place("HeadObject", job.rule.target_bucket, job.key)
-                )
+        if not is_whole:
+            if only_new and self._target.head(rule.target_bucket, job.key):
+                place = self._target.place("HeadObject", rule.target_bucket, job.key)
+                raise KeyExists("the key is there", place)
             copied = self._multipart.copy(job, info, attributes)
         return Outcome(
             kind=OutcomeKind.REPLICATED,
@@ -160,32 +162,6 @@ class Copier:
             cid=copied.written.cid,
             lost=self._find_lost(job, info.properties, copied),
         )
-
-    def _read(self, job: Job, memory: contextlib.ExitStack) -> tuple[ObjectInfo, Body | None]:
-        """The object, with its body where that is to go in one request; `memory` gives its room back."""
-        has = 0
-
-        def take(size: int, wait_s: float | None) -> bool:
-            nonlocal has
-            if size > has:
-                if not self._budget.take(size - has, wait_s=wait_s):
-                    return False
-                memory.callback(self._budget.give_back, size - has)
-                has = size
-            return True
-
-        while True:
-            info, body = self._source.read(
-                job.rule.source_bucket,
-                job.key,
-                lambda info: self._goes_whole(info) and take(info.size, MEMORY_WAIT_S),
-            )
-            if body is not None or not self._goes_whole(info):
-                return info, body
-            take(info.size, None)
-
-    def _goes_whole(self, info: ObjectInfo) -> bool:
-        return info.parts_count == 0 and info.size <= self._settings.whole_max_bytes
 
     def _find_lost(self, job: Job, sent: Properties, copied: Copied) -> tuple[str, ...]:
         """Looks what the target made of properties it was not sent before, and remembers."""
@@ -216,7 +192,7 @@ class Copier:
     # ── one request ──────────────────────────────────────────────────────────────────────────────────
 
     def _write_whole(
-        self, job: Job, info: ObjectInfo, body: Body, attributes: Attributes, *, only_new: bool
+        self, job: Job, info: ObjectInfo, body: memoryview, attributes: Attributes, *, only_new: bool
     ) -> Copied:
         """The target digests what arrives: where its ETags are known to be MD5s, as the source's is, their
         being equal proves the way from one store to the other, and nothing is digested here.
@@ -248,7 +224,7 @@ class Copier:
             verify_size(self._target, job, size=size)
 
 
-def _md5(body: Body) -> bytes:
+def _md5(body: memoryview) -> bytes:
     return hashlib.md5(body, usedforsecurity=False).digest()
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import threading
 
-from webhook.memory import Body
-
 
 def parts_etag(digests: list[bytes]) -> str:
     """The ETag of an object whose parts have these MD5 digests."""
@@ -26,7 +24,7 @@ class PartsDigest:
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._filled = 0
 
-    def add(self, body: Body) -> None:
+    def add(self, body: memoryview) -> None:
         """Adds the next bytes."""
         rest = memoryview(body)
         while rest:
@@ -58,7 +56,7 @@ class WholeDigest:
         self._turn = threading.Condition()
         self._is_over = False
 
-    def add(self, number: int, body: Body) -> None:
+    def add(self, number: int, body: memoryview) -> None:
         """Adds part `number` once all before it are in. Parts start in order, so this always ends."""
         with self._turn:
             self._turn.wait_for(lambda: self._next == number or self._is_over)

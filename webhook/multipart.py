@@ -25,7 +25,7 @@ from webhook.errors import (
     StoreRefused,
 )
 from webhook.layout import OWN_PART_BYTES, PART_MIN_BYTES, Part, likely_part_sizes, own_part_size, parts
-from webhook.memory import Body, MemoryBudget
+from webhook.memory import MemoryBudget
 from webhook.objects import MD5_ETAG, ObjectInfo
 from webhook.rules import Rule
 from webhook.settings import CopySettings
@@ -184,8 +184,8 @@ class Multipart:
         step = min(OWN_PART_BYTES, self._settings.memory_budget_bytes // 2) - 1  # no cut where parts end
         for part in parts(info.size, step):
             job.permit.check()
-            with self._budget.taken(part.size):
-                body = self._source.read_part(job.rule.source_bucket, job.key, part, etag=info.etag)
+            with self._budget.body(part.size) as body:
+                self._source.read_part(job.rule.source_bucket, job.key, part, body, etag=info.etag)
                 for digest in digests.values():
                     digest.add(body)
         return {size: digest.etag() for size, digest in digests.items()}
@@ -283,20 +283,19 @@ class Multipart:
             done: Future[bytes] = Future()
             done.set_result(digest)
             return done
-        size = sending.part.size
-        self._budget.take(size)
+        body = self._budget.borrow(sending.part.size)
         try:
-            future = self._threads.submit(self._send_part, job, info, sending)
+            future = self._threads.submit(self._send_part, job, info, sending, body)
         except BaseException:
-            self._budget.give_back(size)
+            self._budget.give_back(body)
             raise
-        future.add_done_callback(lambda _: self._budget.give_back(size))
+        future.add_done_callback(lambda _: self._budget.give_back(body))
         return future
 
-    def _send_part(self, job: Job, info: ObjectInfo, sending: _Sending) -> bytes:
+    def _send_part(self, job: Job, info: ObjectInfo, sending: _Sending, body: memoryview) -> bytes:
         part = sending.part
         job.permit.check()
-        body = self._source.read_part(job.rule.source_bucket, job.key, part, etag=info.etag)
+        self._source.read_part(job.rule.source_bucket, job.key, part, body, etag=info.etag)
         if sending.is_proven_there and not self._target.wants_digests:
             job.permit.check()
             with contextlib.suppress(StoreRefused):
@@ -310,7 +309,7 @@ class Multipart:
         job.permit.check()
         return self._put_part(job, sending, body, md5)
 
-    def _put_part(self, job: Job, sending: _Sending, body: Body, md5: bytes | None) -> bytes:
+    def _put_part(self, job: Job, sending: _Sending, body: memoryview, md5: bytes | None) -> bytes:
         """Gives the part's MD5: the target's where none is given, which the object's ETag will prove."""
         bucket, number = job.rule.target_bucket, sending.part.number
         written = self._target.put_part(bucket, job.key, sending.upload_id, number, body, md5)

@@ -83,7 +83,7 @@ def info_from_headers(headers: Mapping[str, str]) -> ObjectInfo:
             expires=low.get("expires", ""),
             metadata={name: value for name, value in metadata.items() if name not in NOT_OURS},
         ),
-        tag_count=int(low.get("x-amz-tagging-count", "0") or 0),
+        tag_count=_whole(low.get("x-amz-tagging-count", "")),
         is_opaque=is_opaque(low),
         stamp=metadata.get(STAMP, ""),
         cid=metadata.get("cid", ""),
@@ -111,7 +111,11 @@ def same_content(source: ObjectInfo, target: ObjectInfo) -> bool:
 def _size(low: Mapping[str, str]) -> int:
     """Content-Length, or for a range the total after the slash of Content-Range (RFC 9110, 14.4)."""
     total = low.get("content-range", "").rpartition("/")[2]
-    return int(total) if total.isdigit() else int(low.get("content-length", "0"))
+    return _whole(total) or _whole(low.get("content-length", ""))
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _without_framing(encoding: str) -> str:

@@ -1,7 +1,7 @@
 """AWS Signature Version 4 for S3, signed in the Authorization header.
 
 Source: Amazon S3 API Reference, "Authenticating Requests (AWS Signature Version 4)". The payload's SHA-256
-is left out (UNSIGNED-PAYLOAD): every body goes with a signed Content-MD5, and its ETag is compared.
+is left out (UNSIGNED-PAYLOAD): what was written is proven by its ETag.
 """
 
 from __future__ import annotations

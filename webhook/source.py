@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from webhook.errors import SourceChanged, StoreFailed
 from webhook.layout import Part, count
-from webhook.memory import Body, body_of
-from webhook.objects import ObjectInfo, info_from_headers
+from webhook.objects import ObjectInfo
 from webhook.settings import StoreSettings
-from webhook.store import Store
+from webhook.store import Reading, Store
 
 
 class Source:
@@ -26,43 +23,28 @@ class Source:
         """The object's headers. Raises: NoSuchKey (also where the bucket is missing), StoreError."""
         return self._store.info(bucket, key)
 
-    def read(
-        self, bucket: str, key: str, wants: Callable[[ObjectInfo], bool]
-    ) -> tuple[ObjectInfo, Body | None]:
-        """The object and its whole body; None for a body that `wants` does not want.
+    def open(self, bucket: str, key: str) -> Reading:
+        """Starts reading the whole object. Raises: NoSuchKey, StoreError."""
+        found = self._store.open("GetObject", "GET", bucket, key)
+        if "content-length" not in found.headers or (found.info.size and not found.info.etag):
+            found.close()
+            raise StoreFailed(
+                "gave an object without a length or an ETag: is this an S3 store?",
+                self._store.place("GetObject", bucket, key),
+                hint="Check the endpoint in the settings, and what stands between.",
+            )
+        return found
 
-        `wants` is called once the object's headers are there, and may wait for memory to be free.
-        Raises: NoSuchKey, StoreError, IntegrityError.
-        """
-        found: list[ObjectInfo] = []
-
-        def room(headers: Mapping[str, str]) -> Body | None:
-            info = info_from_headers(headers)
-            found.append(info)
-            if "content-length" not in headers or (info.size and not info.etag):
-                raise StoreFailed(
-                    "gave an object without a length or an ETag: is this an S3 store?",
-                    self._store.place("GetObject", bucket, key),
-                    hint="Check the endpoint in the settings, and what stands between.",
-                )
-            return body_of(info.size) if wants(info) else None
-
-        answer = self._store.ask("GetObject", "GET", bucket, key, room=room)
-        return found[0], answer.body
-
-    def read_part(self, bucket: str, key: str, part: Part, *, etag: str) -> Body:
-        """The bytes of one part, of the version that has this ETag and no other.
+    def read_part(self, bucket: str, key: str, part: Part, body: memoryview, *, etag: str) -> None:
+        """Fills `body` with one part, of the version that has this ETag and no other.
 
         Raises: SourceChanged where the object is another by now, StoreError, IntegrityError.
         """
-
-        def room(headers: Mapping[str, str]) -> Body:
-            if info_from_headers(headers).etag != etag:
-                raise SourceChanged("the object was replaced", self._store.place("GetObject", bucket, key))
-            return body_of(part.size)
-
         given = {"range": f"bytes={part.offset}-{part.offset + part.size - 1}", "if-match": f'"{etag}"'}
-        return self._store.ask("GetObject", "GET", bucket, key, headers=given, room=room).body or body_of(0)
+        with self._store.open("GetObject", "GET", bucket, key, headers=given) as found:
+            if found.info.etag != etag:
+                raise SourceChanged("the object was replaced", self._store.place("GetObject", bucket, key))
+            found.read_into(body)
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         """The object's tags. Raises: NoSuchKey, StoreError."""

@@ -21,12 +21,12 @@ from botocore import xform_name
 from botocore.config import Config
 from botocore.exceptions import ConnectionClosedError
 
-from webhook.answers import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, boto_errors, not_s3
+from webhook.answers import boto_errors, not_s3
+from webhook.connections import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, ca_file
 from webhook.errors import KeyExists, NoSuchKey, Place, StoreError, StoreUnavailable
-from webhook.memory import Body
 from webhook.objects import STAMP, ObjectInfo, Properties, is_opaque
 from webhook.settings import StoreSettings
-from webhook.store import Store, ca_file
+from webhook.store import Store
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ class Target:
         self,
         bucket: str,
         key: str,
-        body: Body,
+        body: memoryview,
         md5: bytes,
         attributes: Attributes,
         *,
@@ -138,7 +138,7 @@ class Target:
         condition = {"if-none-match": "*"} if only_new else {}
         return self._with_attributes(attributes, send)
 
-    def try_only_new(self, bucket: str, key: str, body: Body, attributes: Attributes) -> None:
+    def try_only_new(self, bucket: str, key: str, body: memoryview, attributes: Attributes) -> None:
         """Finds out whether the store heeds `only_new`, once, by writing again what was just written."""
         if self.heeds_only_new is not None or not self._trial.acquire(blocking=False):
             return
@@ -170,7 +170,7 @@ class Target:
         return self._with_attributes(attributes, send)
 
     def put_part(
-        self, bucket: str, key: str, upload_id: str, number: int, body: Body, md5: bytes | None
+        self, bucket: str, key: str, upload_id: str, number: int, body: memoryview, md5: bytes | None
     ) -> Written:
         """Writes one part; the store checks `md5` where it is given. Safe to repeat. Raises: StoreError."""
         query = [("partNumber", str(number)), ("uploadId", upload_id)]
@@ -220,7 +220,7 @@ class Target:
         operation: str,
         bucket: str,
         key: str,
-        body: Body,
+        body: memoryview,
         md5: bytes | None,
         *,
         query: Sequence[tuple[str, str]] = (),

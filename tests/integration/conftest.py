@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,15 +36,22 @@ def proxy_for() -> Iterator[Callable[[S3Server], Proxy]]:
 
 
 @pytest.fixture(scope="module")
-def source_at() -> Callable[..., Source]:
+def source_at() -> Iterator[Callable[..., Source]]:
     """A Source for a server; keywords replace parts of its StoreSettings."""
-    return lambda server, **changes: Source(_settings(server, changes))
+    with ExitStack() as stack:
+        yield lambda server, **changes: stack.enter_context(closing(Source(_settings(server, changes))))
 
 
 @pytest.fixture(scope="module")
-def target_at() -> Callable[..., Target]:
+def target_at() -> Iterator[Callable[..., Target]]:
     """A Target for a server; keywords replace parts of its StoreSettings."""
-    return lambda server, **changes: Target(_settings(server, changes), connections_max=CONNECTIONS_MAX)
+
+    def make(server: S3Server, **changes: Any) -> Target:
+        made = Target(_settings(server, changes), connections_max=CONNECTIONS_MAX)
+        return stack.enter_context(closing(made))
+
+    with ExitStack() as stack:
+        yield make
 
 
 def _settings(server: S3Server, changes: dict[str, Any]) -> StoreSettings:
@@ -56,6 +63,14 @@ def _settings(server: S3Server, changes: dict[str, Any]) -> StoreSettings:
         bucket="unused",
     )
     return replace(settings, **changes)
+
+
+def read_object(source: Source, bucket: str, key: str) -> bytes:
+    """The whole object."""
+    with source.open(bucket, key) as reading:
+        body = bytearray(reading.info.size)
+        reading.read_into(memoryview(body))
+        return bytes(body)
 
 
 @dataclass

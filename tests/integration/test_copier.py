@@ -30,8 +30,8 @@ from webhook.errors import (
 )
 from webhook.layout import MIB
 from webhook.memory import MemoryBudget
-from webhook.objects import ObjectInfo, Properties
-from webhook.source import Source
+from webhook.objects import Properties
+from webhook.store import Reading
 from webhook.target import Attributes, Target
 
 RANDOM = random.Random(1).randbytes(64 * MIB)
@@ -411,24 +411,14 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(owner, name, watched)
 
-    def watched_take(self: MemoryBudget, size: int, **kw: Any) -> bool:
-        is_taken = take(self, size, **kw)
-        held["budget"] = max(held["budget"], 32 * MIB - self._free)
-        return is_taken
+    def watched_borrow(self: MemoryBudget, size: int) -> memoryview:
+        body = borrow(self, size)
+        held["budget"] = max(held["budget"], self._lent)
+        return body
 
-    def watched_read(self: Source, bucket: str, key: str, wants: Callable[[ObjectInfo], bool]) -> Any:
-        def watched_wants(info: ObjectInfo) -> bool:
-            is_wanted = wants(info)
-            with lock:
-                held["now"] += info.size if is_wanted else 0
-            return is_wanted
-
-        return read(self, bucket, key, watched_wants)
-
-    take, read = MemoryBudget.take, Source.read
-    monkeypatch.setattr(MemoryBudget, "take", watched_take)
-    monkeypatch.setattr(Source, "read", watched_read)
-    watch(Source, "read_part", lambda args: int(args[2].size), is_read=True)
+    borrow = MemoryBudget.borrow
+    monkeypatch.setattr(MemoryBudget, "borrow", watched_borrow)
+    watch(Reading, "read_into", lambda args: len(args[0]), is_read=True)  # of parts too
     watch(Target, "put", lambda args: len(args[2]), is_read=False)
     watch(Target, "put_part", lambda args: len(args[4]), is_read=False)
     return held
@@ -455,7 +445,7 @@ def test_many_copies_of_all_sizes_finish_under_a_small_budget_and_keep_to_it(
         thread.join(max(0, deadline - time.monotonic()))
     assert len(copied) == len(threads)
     assert 16 * MIB < held["peak"] <= 32 * MIB
-    assert copier._budget._free == 32 * MIB  # all came back
+    assert copier._budget._lent == 0  # all came back
     for size in sizes:
         assert scene.read_target(f"{size}") == RANDOM[:size]
 
@@ -465,7 +455,7 @@ def test_parts_larger_than_the_budget_are_copied_in_smaller_ones(scene: Scene, h
     copier = scene.copier(replace(SETTINGS, memory_budget_bytes=32 * MIB))
     scene.replicates(RANDOM[: 41 * MIB])
     assert held["budget"] <= 32 * MIB
-    assert copier._budget._free == 32 * MIB
+    assert copier._budget._lent == 0
     scene.is_unchanged()
 
 

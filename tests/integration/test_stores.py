@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from scripts.local_servers import Gateway, S3Server
+from tests.integration.conftest import read_object
 from tests.proxy import Exchange, Fault, Proxy, answering, cut_answer, drop, flip_request
 from webhook.errors import (
     IntegrityError,
@@ -63,10 +64,13 @@ class Store:
         assert lost == ()
         return written.etag
 
-    def read(self, key: str) -> bytearray:
-        body = self.source.read(self.bucket, key, lambda info: True)[1]
-        assert body is not None
-        return body
+    def read_part(self, part: Part, *, etag: str) -> bytes:
+        body = bytearray(part.size)
+        self.source.read_part(self.bucket, self.key, part, memoryview(body), etag=etag)
+        return bytes(body)
+
+    def read(self, key: str) -> bytes:
+        return read_object(self.source, self.bucket, key)
 
 
 def md5(body: bytes | bytearray) -> bytes:
@@ -101,10 +105,10 @@ one_server = pytest.mark.parametrize("opened", ["seaweed"], indirect=True)
 
 CALLS: dict[str, tuple[str, Callable[[Store], object]]] = {
     "source.head": ("HeadObject", lambda on: on.source.head(on.bucket, on.key)),
-    "source.read": ("GetObject", lambda on: on.read(on.key)),
+    "source.open": ("GetObject", lambda on: on.read(on.key)),
     "source.read_part": (
         "GetObject",
-        lambda on: on.source.read_part(on.bucket, on.key, Part(number=1, offset=3, size=50), etag=ETAG),
+        lambda on: on.read_part(Part(number=1, offset=3, size=50), etag=ETAG),
     ),
     "source.tags": ("GetObjectTagging", lambda on: on.source.tags(on.bucket, on.key)),
     "source.check": ("HeadBucket", lambda on: on.source.check(on.bucket)),
@@ -182,7 +186,8 @@ def test_attributes_and_tags_come_back_as_written(store: Store) -> None:
         assert found is not None
         assert (found.properties, found.stamp, found.tag_count) == (expected, "some-etag", len(TAGS))
         assert store.source.head(store.bucket, key) == found
-        assert store.source.read(store.bucket, key, lambda info: False) == (found, None)
+        with store.source.open(store.bucket, key) as reading:
+            assert reading.info == found
         assert store.source.tags(store.bucket, key) == store.target.tags(store.bucket, key) == TAGS
 
 
@@ -219,9 +224,7 @@ def test_parts_become_one_object_with_the_etag_of_its_parts(store: Store) -> Non
     assert written.etag == md5(b"".join(md5(body) for body in bodies)).hex() + "-2"
     head = store.source.head(store.bucket, store.key)
     assert (head.etag, head.size, head.parts_count) == (written.etag, 5 * MIB + 7, 2)
-    across = store.source.read_part(
-        store.bucket, store.key, Part(number=2, offset=5 * MIB - 2, size=6), etag=written.etag
-    )
+    across = store.read_part(Part(number=2, offset=5 * MIB - 2, size=6), etag=written.etag)
     assert across == b"112222"
 
 
@@ -240,7 +243,7 @@ def test_a_part_is_read_of_the_pinned_version_only(store: Store) -> None:
     first = store.put(store.key)
     store.put(store.key, BODY + b"!")
     part = Part(number=1, offset=0, size=len(BODY))
-    error = error_of(store, store.source.read_part, store.bucket, store.key, part, etag=first)
+    error = error_of(store, store.read_part, part, etag=first)
     assert isinstance(error, SourceChanged)
 
 
@@ -264,7 +267,7 @@ def test_a_bit_flipped_on_the_way_to_the_store_is_refused_and_may_be_tried_again
 
 
 def test_a_missing_key_is_told_from_a_denied_one(store: Store) -> None:
-    for name in ("source.head", "source.read", "source.read_part", "source.tags"):
+    for name in ("source.head", "source.open", "source.read_part", "source.tags"):
         assert isinstance(error_of(store, CALLS[name][1], store), NoSuchKey)
     assert store.target.head(store.bucket, store.key) is None
     assert store.target.tags(store.bucket, store.key) == {}
@@ -379,7 +382,7 @@ def test_one_broken_connection_is_made_again(store: Store, name: str) -> None:
     CALLS[name][1](store)
 
 
-@pytest.mark.parametrize("name", ["source.read", "source.read_part", "source.tags", "target.tags"])
+@pytest.mark.parametrize("name", ["source.open", "source.read_part", "source.tags", "target.tags"])
 def test_an_answer_that_breaks_off_is_a_failure(store: Store, name: str) -> None:
     assert isinstance(met(store, name, cut_answer), StoreFailed | StoreUnavailable)
 

@@ -13,8 +13,9 @@ import trustme
 import urllib3
 
 from scripts.local_servers import REGION, SeaweedFS
+from tests.integration.conftest import read_object
 from tests.integration.test_stores import BODY, NOTHING, md5
-from webhook.errors import StoreUnavailable
+from webhook.errors import SettingsError, StoreUnavailable
 from webhook.settings import StoreSettings
 from webhook.source import Source
 from webhook.target import Target
@@ -81,10 +82,10 @@ def stores(server: TLSSeaweedFS) -> Iterator[Callable[..., tuple[Source, Target]
 
 
 def are_not_asked(source: Source, target: Target, problem: str) -> None:
-    """Neither a request of libcurl's nor one of boto3's gets through; the first says why."""
+    """Neither our own request nor one of boto3's gets through; the first says why."""
     calls: list[tuple[str, Callable[[], object]]] = [
         (problem, lambda: source.head(BUCKET, "key")),
-        (problem, lambda: source.read(BUCKET, "key", lambda info: True)),
+        (problem, lambda: source.open(BUCKET, "key")),
         (problem, lambda: target.put(BUCKET, "key", BODY, md5(BODY), NOTHING)),
         (problem, lambda: target.create_upload(BUCKET, "key", NOTHING)),
         ("", lambda: target.uploaded_parts(BUCKET, "key", "no-such-upload")),
@@ -112,7 +113,7 @@ def test_with_the_authority_named_objects_and_parts_are_written_and_read(
     assert list(target.uploaded_parts(BUCKET, "parts", upload) or ()) == [1]
     target.complete_upload(BUCKET, "parts", upload, [part.etag])
     for key in ("whole", "parts"):
-        assert source.read(BUCKET, key, lambda info: True)[1] == BODY
+        assert read_object(source, BUCKET, key) == BODY
     left, _ = target.create_upload(BUCKET, "left", NOTHING)
     target.abort_upload(BUCKET, "left", left)
     assert target.uploaded_parts(BUCKET, "left", left) is None
@@ -137,11 +138,19 @@ def test_a_certificate_for_another_host_is_not_trusted(
     are_not_asked(*stores("127.0.0.1"), problem="certificate")
 
 
-def test_a_file_of_authorities_that_is_not_there_is_named(
-    stores: Callable[..., tuple[Source, Target]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+def test_a_file_of_authorities_that_cannot_be_read_is_named(
+    stores: Callable[..., tuple[Source, Target]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    content: bytes | None,
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "absent.pem"))
-    are_not_asked(*stores(), problem="absent.pem")
+    path = tmp_path / "authorities.pem"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    with pytest.raises(SettingsError, match=r"SSL_CERT_FILE names .*authorities\.pem"):
+        stores()
 
 
 def test_a_store_that_speaks_no_tls_is_unavailable(

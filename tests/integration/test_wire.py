@@ -17,9 +17,10 @@ import psutil
 import pytest
 
 from scripts.local_servers import S3Server, SeaweedFS
+from tests.integration.conftest import read_object
 from tests.integration.test_stores import BODY, NOTHING, md5
 from tests.proxy import Exchange, Proxy
-from webhook import store as store_module
+from webhook import connections
 from webhook.errors import (
     IntegrityError,
     NoSuchKey,
@@ -126,13 +127,13 @@ def listening() -> Iterator[Callable[[Talk], Listener]]:
 @pytest.fixture
 def short_of_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence is given up after 2 s."""
-    monkeypatch.setattr(store_module, "READ_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(connections, "READ_TIMEOUT_S", 2.0)
 
 
 def read(listener: Listener) -> bytes:
     source = Source(listener.settings)
     try:
-        return bytes(source.read("bucket", "key", lambda info: True)[1] or b"")
+        return read_object(source, "bucket", "key")
     finally:
         source.close()
 
@@ -173,8 +174,10 @@ def test_a_header_that_is_sent_twice_counts_once_and_two_values_are_joined(
     """RFC 9110, 5.3: a list may be sent as several lines."""
     twice = FOUND.replace(b"\r\n", b"\r\nX-Amz-Meta-A: 1\r\nContent-Length: 7\r\nx-amz-meta-a: 2\r\n", 1)
     source = Source(listening(saying(twice)).settings)
-    info, body = source.read("bucket", "key", lambda info: True)
-    assert (info.size, info.properties.metadata, bytes(body or b"")) == (7, {"a": "1, 2"}, b"content")
+    with source.open("bucket", "key") as reading:
+        assert (reading.info.size, reading.info.properties.metadata) == (7, {"a": "1, 2"})
+        reading.read_into(memoryview(body := bytearray(7)))
+        assert body == b"content"
     source.close()
 
 
@@ -348,7 +351,7 @@ def test_a_kept_connection_that_the_store_closed_is_made_again(
     reads = listening(Closing(2, FOUND, hears_one_more))
     source = Source(reads.settings)
     for _ in range(5):
-        assert source.read("bucket", "key", lambda info: True)[1] == b"content"
+        assert read_object(source, "bucket", "key") == b"content"
     source.close()
     writes = listening(Closing(2, DONE, hears_one_more))
     target = Target(writes.settings, connections_max=1)
@@ -376,8 +379,8 @@ def test_a_connection_is_kept_over_errors_and_missing_keys(listening: Callable[[
     for _ in range(3):
         for expected in (NoSuchKey, StoreUnavailable):
             with pytest.raises(expected):
-                source.read("bucket", "key", lambda info: True)
-        assert source.read("bucket", "key", lambda info: True)[1] == b"content"
+                read_object(source, "bucket", "key")
+        assert read_object(source, "bucket", "key") == b"content"
     source.close()
     assert listener.accepted == 1
 

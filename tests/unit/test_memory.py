@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from mmap import mmap
 
 import psutil
 import pytest
 
-from webhook.memory import MAPPED_MIN_BYTES, MemoryBudget, body_of
+from webhook.memory import MAPPED_MIN_BYTES, MIB, MemoryBudget
 
 BOUND_S = 10.0
 
@@ -24,52 +24,49 @@ def becomes(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-def waiting(budget: MemoryBudget) -> int:
-    """How many stand in line."""
-    return len(budget._queue)
-
-
-def test_what_is_free_is_taken_at_once() -> None:
+def test_what_is_free_is_lent_at_once() -> None:
     budget = MemoryBudget(10)
-    budget.take(4)
-    budget.take(6)
-    budget.take(0)
-    budget.give_back(10)
-    budget.take(10)
+    bodies = [budget.borrow(4), budget.borrow(6), budget.borrow(0)]
+    for body in bodies:
+        budget.give_back(body)
+    assert len(budget.borrow(10)) == 10
 
 
 def test_takers_come_in_order_so_that_a_large_one_is_not_starved() -> None:
     budget, order = MemoryBudget(10), []
-    budget.take(6)
+    first = budget.borrow(6)
     with ThreadPoolExecutor(3) as threads:
 
-        def taker(name: str, size: int) -> None:
-            budget.take(size)
+        def taker(name: str, size: int) -> memoryview:
+            body = budget.borrow(size)
             order.append(name)
+            return body
 
         try:
-            futures: list[Future[None]] = []
+            futures: list[Future[memoryview]] = []
             for number, (name, size) in enumerate([("large", 10), ("small", 1), ("smaller", 0)]):
                 futures.append(threads.submit(taker, name, size))
-                assert becomes(lambda: waiting(budget) == number + 1)  # noqa: B023 - asked at once
+                assert becomes(lambda: len(budget._queue) == number + 1)  # noqa: B023 - asked at once
             assert order == [], "though 4 are free"
-            budget.give_back(6)
-            futures[0].result(BOUND_S)
+            budget.give_back(first)
+            large = futures[0].result(BOUND_S)
             assert order == ["large"]
-            budget.give_back(10)
+            budget.give_back(large)
             for future in futures:
                 future.result(BOUND_S)
         finally:
-            budget.give_back(100)  # nobody stays in line, whatever went wrong
+            with budget._changed:  # nobody stays in line, whatever went wrong
+                budget._lent = -100
+                budget._changed.notify_all()
     assert order[0] == "large"
     assert sorted(order[1:]) == ["small", "smaller"]
 
 
 def test_memory_comes_back_when_the_block_fails() -> None:
     budget = MemoryBudget(10)
-    with pytest.raises(KeyError), budget.taken(10):
+    with pytest.raises(KeyError), budget.body(10):
         raise KeyError
-    with budget.taken(10):
+    with budget.body(10):
         pass
 
 
@@ -78,7 +75,7 @@ def test_many_takers_never_hold_more_than_the_budget_and_all_get_through() -> No
 
     def work(size: int) -> None:
         nonlocal held, most
-        with budget.taken(size):
+        with budget.body(size):
             with lock:
                 held += size
                 most = max(most, held)
@@ -91,56 +88,54 @@ def test_many_takers_never_hold_more_than_the_budget_and_all_get_through() -> No
     assert (held, most <= 100) == (0, True)
 
 
-def test_who_waits_no_longer_leaves_the_line_and_takes_nothing() -> None:
-    budget = MemoryBudget(10)
-    assert budget.take(6, wait_s=0)
-    for _ in range(3):
-        assert not budget.take(5, wait_s=0.001)
-    assert waiting(budget) == 0
-    assert budget.take(4, wait_s=0)
-    budget.give_back(10)
-    assert budget.take(10, wait_s=0), "nothing was lost on the way"
+@pytest.mark.parametrize(
+    "size",
+    [0, 1, MAPPED_MIN_BYTES - 1, MAPPED_MIN_BYTES, MAPPED_MIN_BYTES + 1, 16 * MIB, 17 * MIB, 32 * MIB - 1],
+)
+def test_a_body_has_exactly_the_size_asked_for_and_can_be_written(size: int) -> None:
+    budget = MemoryBudget(32 * MIB)
+    with budget.body(size) as body:
+        assert len(body) == size
+        body[:] = b"x" * size
+        assert bytes(body) == b"x" * size
+        assert isinstance(body.obj, mmap.mmap) == (size >= MAPPED_MIN_BYTES)
+        assert size <= budget._lent <= 32 * MIB
+    assert budget._lent == 0
 
 
-def test_who_leaves_the_line_lets_those_behind_move_up() -> None:
-    budget = MemoryBudget(10)
-    budget.take(6)
-    with ThreadPoolExecutor(2) as threads:
-        try:
-            impatient = threads.submit(budget.take, 10, wait_s=0.2)
-            assert becomes(lambda: waiting(budget) == 1)
-            behind = threads.submit(budget.take, 4)
-            assert not impatient.result(BOUND_S)
-            assert behind.result(BOUND_S)
-        finally:
-            budget.give_back(100)  # nobody stays in line, whatever went wrong
+def test_who_keeps_a_body_too_long_is_told_and_sees_nobody_else_s() -> None:
+    budget = MemoryBudget(32 * MIB)
+    for size in (10, 4 * MIB):
+        body = budget.borrow(size)
+        budget.give_back(body)
+        with pytest.raises(ValueError, match="released"):
+            body[0]
 
 
-def test_who_waits_with_a_bound_is_served_within_it() -> None:
-    budget = MemoryBudget(10)
-    budget.take(10)
-    with ThreadPoolExecutor(1) as threads:
-        taking = threads.submit(budget.take, 3, wait_s=BOUND_S)
-        assert becomes(lambda: waiting(budget) == 1)
-        budget.give_back(3)
-        assert taking.result(BOUND_S)
-    assert not budget.take(1, wait_s=0)
+def test_large_bodies_follow_each_other_in_the_same_memory() -> None:
+    budget = MemoryBudget(32 * MIB)
+    other, first = budget.borrow(1), budget.borrow(5 * MIB)
+    memory = first.obj
+    budget.give_back(first)
+    assert budget.borrow(8 * MIB).obj is memory
+    assert budget.borrow(8 * MIB).obj is not memory
+    assert other.obj is not memory
 
 
-@pytest.mark.parametrize("size", [0, 1, MAPPED_MIN_BYTES - 1, MAPPED_MIN_BYTES, MAPPED_MIN_BYTES + 1])
-def test_a_body_has_exactly_the_size_asked_for_holds_zeros_and_can_be_written(size: int) -> None:
-    body = body_of(size)
-    assert (len(body), bytes(body)) == (size, b"\0" * size)
-    assert isinstance(body, mmap) == (size >= MAPPED_MIN_BYTES)
-    body[: size // 2] = b"x" * (size // 2)
-    assert memoryview(body).nbytes == size
-    assert bytes(body[: size // 2]) == b"x" * (size // 2)
+@pytest.mark.parametrize("sizes", [[16, 8, 4, 2], [2, 4, 8, 16], [30, 2, 30, 8]])
+def test_what_is_kept_for_others_is_within_the_budget_too(sizes: list[int]) -> None:
+    budget = MemoryBudget(32 * MIB)
+    with budget.body(1):
+        for size in sizes * 3:
+            budget.give_back(budget.borrow(size * MIB))
+            assert budget._lent + sum(map(len, budget._idle)) <= 32 * MIB + 1
 
 
-def test_a_large_body_goes_back_to_the_system_as_soon_as_nobody_holds_it() -> None:
-    process, size = psutil.Process(), 64 * MAPPED_MIN_BYTES
-    body = body_of(size)
+def test_memory_goes_back_to_the_system_once_nobody_holds_a_body() -> None:
+    process, budget, size = psutil.Process(), MemoryBudget(128 * MIB), 128 * MIB
+    body = budget.borrow(size)
     body[:] = b"x" * size
     full = process.memory_info().rss
+    budget.give_back(body)
     del body
     assert full - process.memory_info().rss > size / 2
