@@ -21,9 +21,6 @@ from webhook.settings import CopySettings
 from webhook.source import Source
 from webhook.target import Attributes, Target, Written
 
-TRIAL_MAX_BYTES = 64 * 1024
-"""Objects up to this size may be sent twice, to find out how the target takes that."""
-
 
 class OutcomeKind(enum.StrEnum):
     """How a copy ended."""
@@ -145,7 +142,7 @@ class Copier:
                 reading.close()
                 self._multipart.discard_left_over(job)
                 copied = self._write_whole(job, info, body, attributes, only_new=only_new)
-                if try_only_new and info.size <= TRIAL_MAX_BYTES:
+                if try_only_new:
                     self._target.try_only_new(rule.target_bucket, job.key, body, attributes)
         if not is_whole:
             if only_new and self._target.head(rule.target_bucket, job.key):
