@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.engine.interfaces import DBAPICursor
@@ -53,6 +53,19 @@ FAILURES_PAGE_MAX = 1000
 ROW = ENTRIES.c
 
 
+class Taker(Protocol):
+    """A worker that takes what is due as soon as it is asked for."""
+
+    name: str
+    lease_s: float
+
+    def room(self) -> int:
+        """How many claims it can work on at once now."""
+
+    def take(self, claims: Sequence[Claim], asked_at: float) -> None:
+        """Its new claims; `asked_at` is the monotonic time before they were made."""
+
+
 class Ledger:
     """See the module's text. `clock` gives seconds since 1970."""
 
@@ -64,6 +77,7 @@ class Ledger:
         self._listeners: list[Callable[[], None]] = []
         self._sql = statements.Statements(engine)
         self._put_together = Together(self._put_all)
+        self._taker: Taker | None = None
 
     @classmethod
     def open(cls, database_url: str) -> Ledger:
@@ -77,6 +91,12 @@ class Ledger:
     def on_put(self, listener: Callable[[], None]) -> None:
         """Calls `listener` in this process whenever something new may be due."""
         self._listeners.append(listener)
+
+    def claim_with_puts(self, taker: Taker) -> None:
+        """From now on, `put` claims in its own transaction what `taker` has room for: that is one
+        transaction and one change of threads less between a request and its copy.
+        """
+        self._taker = taker
 
     # ── asking ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -95,6 +115,7 @@ class Ledger:
     def _put_all(self, calls: Sequence[tuple[list[Row], list[Row]]]) -> None:
         rows = [row for of_call, _ in calls for row in of_call]
         kept = [row for _, of_call in calls for row in of_call]
+        taker, limit, asked_at, claims = self._taker, 0, time.monotonic(), []
         with self._writing() as cursor:
             if rows:
                 rows.sort(key=lambda row: (row["rule"], row["key"]))  # one order for all: no deadlocks
@@ -102,7 +123,12 @@ class Ledger:
             if kept:
                 kept.sort(key=lambda row: row["record_id"])
                 self._sql.keep.run(cursor, *kept)
-        self._tell_listeners()
+            if rows and taker and (limit := taker.room()) > 0:
+                claims = self._claim(cursor, limit, worker=taker.name, lease_s=taker.lease_s)
+        if taker and claims:
+            taker.take(claims, asked_at)
+        if len(claims) >= limit:  # else nothing is left that is due
+            self._tell_listeners()
 
     def put_now(self, request: Request) -> int:
         """Records one request that does not wait for a back-off to end; gives the entry's generation.
@@ -130,13 +156,16 @@ class Ledger:
         """Up to `limit` entries that are due, live lane first, also those whose lease ran out."""
         if not self._anything_due():
             return []
-        claims: list[Claim] = []
         with self._writing(durable=False) as cursor:
-            taken = {"_worker": worker, "_now": (now := self._clock()), "_until": now + lease_s}
-            for lane in LANES:
-                if len(claims) < limit:
-                    due = {"_lane": lane, "_limit": limit - len(claims)}
-                    claims += statements.claims(self._sql.claim.run(cursor, taken | due).fetchall(), now)
+            return self._claim(cursor, limit, worker=worker, lease_s=lease_s)
+
+    def _claim(self, cursor: DBAPICursor, limit: int, *, worker: str, lease_s: float) -> list[Claim]:
+        claims: list[Claim] = []
+        taken = {"_worker": worker, "_now": (now := self._clock()), "_until": now + lease_s}
+        for lane in LANES:
+            if len(claims) < limit:
+                due = {"_lane": lane, "_limit": limit - len(claims)}
+                claims += statements.claims(self._sql.claim.run(cursor, taken | due).fetchall(), now)
         return claims
 
     def claim_one(self, rule: str, key: str, *, worker: str, lease_s: float) -> Claim | None:

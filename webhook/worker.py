@@ -68,6 +68,7 @@ class Worker:
         self._copier = copier
         self._options = options
         self.name = own_name()
+        self.lease_s = options.lease_s
         self._todo: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[Task, Ending] | None] = queue.SimpleQueue()
         self._held: dict[tuple[str, str, int], Task] = {}
@@ -89,6 +90,7 @@ class Worker:
             thread = threading.Thread(target=loop, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
+        self._ledger.claim_with_puts(self)
         self.start_keeper()
 
     def start_keeper(self) -> None:
@@ -153,10 +155,22 @@ class Worker:
 
     def _claim(self, limit: int) -> int:
         asked_at = time.monotonic()
-        claims = self._ledger.claim(limit, worker=self.name, lease_s=self._options.lease_s)
-        for claim in claims:
-            self._todo.put(self._hold(claim, asked_at))
+        claims = self._ledger.claim(limit, worker=self.name, lease_s=self.lease_s)
+        self.take(claims, asked_at)
         return len(claims)
+
+    def room(self) -> int:
+        """How many claims it can work on at once now."""
+        return 0 if self._stopping.is_set() else self._idle_copiers - self._todo.qsize()
+
+    def take(self, claims: Sequence[Claim], asked_at: float) -> None:
+        """Hands new claims to the copiers; `asked_at` is the monotonic time before they were made."""
+        for claim in claims:
+            task = self._hold(claim, asked_at)
+            if self._stopping.is_set():
+                self._done.put((task, Released(claim=claim)))
+            else:
+                self._todo.put(task)
 
     def _copy_loop(self) -> None:
         while (task := self._todo.get()) is not None:
@@ -239,7 +253,7 @@ class Worker:
         if not tasks:
             return
         asked_at = time.monotonic()
-        gone = self._ledger.extend([task.claim for task in tasks], lease_s=self._options.lease_s)
+        gone = self._ledger.extend([task.claim for task in tasks], lease_s=self.lease_s)
         lost = {_id(claim) for claim in gone}
         for task in tasks:
             if _id(task.claim) in lost:
@@ -259,7 +273,7 @@ class Worker:
         until = time.monotonic() + wait_s
         while time.monotonic() < until:
             asked_at = time.monotonic()
-            claim = self._ledger.claim_one(rule.name, key, worker=self.name, lease_s=self._options.lease_s)
+            claim = self._ledger.claim_one(rule.name, key, worker=self.name, lease_s=self.lease_s)
             if claim:
                 return self._work_and_finish(self._hold(claim, asked_at))
             time.sleep(POLL_S)
@@ -276,7 +290,7 @@ class Worker:
             self._let_go(task)
 
     def _hold(self, claim: Claim, asked_at: float) -> Task:
-        lease = Lease(claim, self._ledger, taken_at=asked_at, lease_s=self._options.lease_s)
+        lease = Lease(claim, self._ledger, taken_at=asked_at, lease_s=self.lease_s)
         task = Task(claim=claim, lease=lease)
         with self._held_lock:
             self._held[_id(claim)] = task
