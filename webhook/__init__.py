@@ -7,17 +7,19 @@ The flow, in reading order:
  3. app.py        POST /minio/events and POST /v1/replicate arrive here
  4. events.py     MinIO's notification JSON → changes
  5. ledger.py     changes → entries, on disk before the sender hears 200
-                  (entries.py: its words; statements.py: its SQL; database.py, migrations/: its tables;
-                  together.py: many puts in one transaction)
+                  (entries.py: its words; statements.py: its SQL; database.py, migrations/: its tables
+                  and how SQL is run; together.py: many puts in one transaction)
  6. worker.py     the threads that claim, copy and settle (processes.py: which process is which)
  7. attempt.py    one attempt at one entry: claim → copy → ending
  8. copier.py     check → copy → verify, the only way to the target
                   (multipart.py: large objects; objects.py, layout.py, digests.py,
                   holdings.py: what it reckons with; memory.py: its bound)
- 9. stores.py     source and target (answers.py: what their errors mean)
-10. retry.py      what to do about an error
-11. errors.py     all errors there are
-12. logs.py       one line for each thing that happened
+ 9. source.py, target.py  the two stores, as a copy needs them
+10. store.py      one signed request to a store, and its answer
+                  (connections.py: HTTP; sigv4.py: the signature; answers.py: what errors mean)
+11. retry.py      what to do about an error
+12. errors.py     all errors there are
+13. logs.py       one line for each thing that happened
 """
 
 from __future__ import annotations
