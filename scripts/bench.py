@@ -265,7 +265,8 @@ def main(arguments: Sequence[str]) -> int:
         console.print(f"{type(error).__name__}: {error}", style="red")
         return 1
     if options.write:
-        REPORT.write_text(markdown(told, sections))
+        before = REPORT.read_text() if REPORT.exists() else ""
+        REPORT.write_text(markdown(told, sections, before=before))
         console.print(f"Written to {REPORT.relative_to(ROOT)}.")
     return 0
 

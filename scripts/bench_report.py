@@ -24,7 +24,7 @@ from webhook import __version__
 PACKAGES = ("Flask", "gunicorn", "minio", "boto3", "obstore", "SQLAlchemy")
 PREFACE = """# Benchmarks
 
-Written by `make bench`; do not edit. What is measured, and how, is in `scripts/bench*.py`.
+Written by `make bench`, but the last section. What is measured, and how, is in `scripts/bench*.py`.
 
 All servers and clients share one machine, so no rate is that of a real deployment; the ratios compare like
 with like. A ratio is the median of those of each round (least–most): in the tables of copying more is better,
@@ -32,6 +32,9 @@ above 1 this service is the faster one; under “Live” less is better. rclone 
 32`, mc as `mc mirror --disable-multipart` (this SeaweedFS refuses mc's uploads in parts) and `mc mirror
 --watch`. This service runs with its default settings; everything it copies is verified, and settled in its
 ledger on disk."""
+
+
+BY_HAND = "\n## Where the rest goes\n"
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ def show(console: Console, section: Section) -> None:
     console.print(table)
 
 
-def markdown(told: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
-    """The page docs/BENCHMARKS.md."""
+def markdown(told: Sequence[tuple[str, str]], sections: Sequence[Section], *, before: str) -> str:
+    """The page docs/BENCHMARKS.md; `before` is the page there was, whose last section stays."""
     lines = [
         *PREFACE.splitlines(),
         "",
@@ -98,4 +101,4 @@ def markdown(told: Sequence[tuple[str, str]], sections: Sequence[Section]) -> st
         lines += ["", f"## {section.title}", "", section.notes, ""]
         lines += [f"| {' | '.join(row)} |" for row in (section.header, ["---"] * len(section.header))]
         lines += [f"| {' | '.join(row)} |" for row in section.rows]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + "".join(before.partition(BY_HAND)[1:])

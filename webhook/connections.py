@@ -10,7 +10,6 @@ import base64
 import contextlib
 import http.client
 import io
-import os
 import select
 import socket
 import ssl
@@ -21,8 +20,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
-
-import certifi
 
 from webhook.errors import SettingsError
 
@@ -38,11 +35,6 @@ IDLE_MAX_S = 60.0
 """Firewalls forget silent connections without a word."""
 CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 """What a connection raises that the other side has closed."""
-
-
-def ca_file() -> str:
-    """The certificates that servers are checked against."""
-    return os.environ.get("SSL_CERT_FILE") or certifi.where()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +116,16 @@ class _TlsConnection(http.client.HTTPSConnection, Connection):
 
 
 class Connections:
-    """Thread-safe. `endpoint_url` is scheme, host and port. Raises: SettingsError."""
+    """Thread-safe. `endpoint_url` is scheme, host and port, `ca_file` holds the certificates that the server
+    is checked against. Raises: SettingsError.
+    """
 
-    def __init__(self, endpoint_url: str) -> None:
+    def __init__(self, endpoint_url: str, *, ca_file: str) -> None:
         parts = urlsplit(endpoint_url)
         self.host = parts.netloc
         """As the Host header has it."""
         self._address = (parts.hostname or "", parts.port)
-        self._tls = _tls_context() if parts.scheme == "https" else None
+        self._tls = _tls_context(ca_file) if parts.scheme == "https" else None
         self._idle: deque[Connection] = deque()
 
     def send(self, request: Request) -> tuple[Connection, Response]:
@@ -202,13 +196,11 @@ class Connections:
         return connection
 
 
-def _tls_context() -> ssl.SSLContext:
+def _tls_context(ca_file: str) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=ca_file())
+        return ssl.create_default_context(cafile=ca_file)
     except OSError as error:
-        problem = (
-            f"SSL_CERT_FILE names {ca_file()!r}, which cannot be read as certificates ({error.strerror})"
-        )
+        problem = f"SSL_CERT_FILE names {ca_file!r}, which cannot be read as certificates ({error.strerror})"
         raise SettingsError([problem]) from None
 
 

@@ -143,6 +143,7 @@ class Copier:
                 self._multipart.discard_left_over(job)
                 copied = self._write_whole(job, info, body, attributes, only_new=only_new)
                 if try_only_new:
+                    job.permit.check()
                     self._target.try_only_new(rule.target_bucket, job.key, body, attributes)
         if not is_whole:
             if only_new and self._target.head(rule.target_bucket, job.key):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+import certifi
 from dotenv import dotenv_values
 
 from webhook.errors import SettingsError
@@ -30,6 +31,8 @@ class StoreSettings:
     secret_key: str = field(repr=False)
     region: str
     bucket: str
+    ca_file: str = field(default_factory=certifi.where)
+    """The certificates that the store is checked against: a PEM file."""
     storage_class: str = ""
     """What objects are written with; empty: whatever the store gives them."""
 
@@ -143,6 +146,7 @@ def _store(read: _Reader, prefix: str) -> StoreSettings:
         secret_key=read.text(f"{prefix}_SECRET_KEY"),
         region=read.text(f"{prefix}_REGION", "us-east-1"),
         bucket=read.text(f"{prefix}_BUCKET"),
+        ca_file=read.text("SSL_CERT_FILE", certifi.where()),
         storage_class=read.text(f"{prefix}_STORAGE_CLASS", "") if prefix == "FILEBASE" else "",
     )
 

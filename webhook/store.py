@@ -62,7 +62,7 @@ class Store:
 
     def __init__(self, settings: StoreSettings, *, side: str) -> None:
         self._side = side
-        self._connections = Connections(settings.endpoint_url)
+        self._connections = Connections(settings.endpoint_url, ca_file=settings.ca_file)
         self._signer = Signer(
             access_key=settings.access_key,
             secret_key=settings.secret_key,

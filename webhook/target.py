@@ -22,7 +22,7 @@ from botocore.config import Config
 from botocore.exceptions import ConnectionClosedError
 
 from webhook.answers import boto_errors, not_s3
-from webhook.connections import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, ca_file
+from webhook.connections import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from webhook.errors import KeyExists, NoSuchKey, Place, StoreError, StoreUnavailable
 from webhook.objects import STAMP, ObjectInfo, Properties, is_opaque
 from webhook.settings import StoreSettings
@@ -56,6 +56,7 @@ class Target:
     def __init__(self, settings: StoreSettings, *, connections_max: int) -> None:
         is_aws = (urlsplit(settings.endpoint_url).hostname or "").endswith(".amazonaws.com")
         checksums = "when_supported" if is_aws else "when_required"
+        is_plain = settings.endpoint_url.startswith("http:")
         self.takes_tags = True
         """False once the store has said that it has no tagging."""
         self._store = Store(settings, side="target")
@@ -72,7 +73,7 @@ class Target:
             aws_access_key_id=settings.access_key,
             aws_secret_access_key=settings.secret_key,
             region_name=settings.region,
-            verify=ca_file(),
+            verify=settings.ca_file,
             config=Config(
                 signature_version="s3v4",
                 connect_timeout=CONNECT_TIMEOUT_S,
@@ -83,6 +84,7 @@ class Target:
                 request_checksum_calculation=checksums,
                 response_checksum_validation=checksums,
                 s3={"addressing_style": "path"},
+                proxies={"http": ""} if is_plain else None,  # as for all other requests
             ),
         )
 

@@ -43,7 +43,7 @@ POLL_S = 0.05
 CLAIM_MAX = 64
 FINISH_MAX = 128
 GATHER_S = 0.02
-"""How long a copy that has ended waits for others, to be settled in one transaction with them."""
+"""How long a copy that has ended waits for those that still run, to be settled together with them."""
 PREFETCH_S = 0.05
 """Claimed ahead: what the copiers get through in this time."""
 TROUBLE_DELAY_S = 0.5
@@ -183,7 +183,8 @@ class Worker:
     def _finish_loop(self) -> None:
         while (first := self._done.get()) is not None:
             batch = [first]
-            time.sleep(GATHER_S)
+            if len(self._held) > 1:
+                time.sleep(GATHER_S)
             with contextlib.suppress(queue.Empty):
                 while len(batch) < FINISH_MAX:
                     following = self._done.get_nowait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,6 +72,7 @@ def stores(server: TLSSeaweedFS) -> Iterator[Callable[..., tuple[Source, Target]
             secret_key=server.secret_key,
             region=REGION,
             bucket=BUCKET,
+            ca_file=os.environ.get("SSL_CERT_FILE") or certifi.where(),
         )
         pair = Source(settings), Target(settings, connections_max=1)
         opened.extend(pair)

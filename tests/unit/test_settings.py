@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import certifi
 import pytest
 
 from webhook import settings
@@ -121,3 +122,12 @@ def test_the_environment_wins_over_the_file(
     assert (found.web.port, found.copy.overwrite, found.source.bucket) == (2, "never", "source-bucket")
     monkeypatch.chdir(tmp_path)
     assert settings.load() == found
+
+
+def test_the_certificates_are_the_usual_ones_or_those_that_ssl_cert_file_names(
+    environ: dict[str, str],
+) -> None:
+    usual = settings.from_environ(environ)
+    assert {usual.source.ca_file, usual.target.ca_file} == {certifi.where()}
+    named = settings.from_environ({**environ, "SSL_CERT_FILE": "/own.pem"})
+    assert {named.source.ca_file, named.target.ca_file} == {"/own.pem"}
