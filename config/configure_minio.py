@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+from xml.etree.ElementTree import ParseError
 
 import certifi
 import urllib3
@@ -52,7 +53,7 @@ HINTS = {
     "CERTIFICATE_VERIFY_FAILED": "MinIO's certificate isn't trusted; set SSL_CERT_FILE to its CA",
     "WRONG_VERSION_NUMBER|RECORD_LAYER": "MINIO_ENDPOINT must begin with http://, this server has no TLS",
 }
-_SAID_BY_SERVER = (MinioAdminException, S3Error, ServerError, InvalidResponseError)
+_SAID_BY_SERVER = (MinioAdminException, S3Error, ServerError, InvalidResponseError, ParseError)
 
 
 class SetupError(Exception):
@@ -336,7 +337,9 @@ def without(
 
 def is_unreachable(error: Exception) -> bool:
     starting = "ServerNotInitialized" in str(error) or "ServiceUnavailable" in str(error)
-    return starting or isinstance(error, urllib3.exceptions.HTTPError | ServerError | InvalidResponseError)
+    # an empty answer too: some servers give one while they start
+    no_answer = urllib3.exceptions.HTTPError | ServerError | InvalidResponseError | ParseError
+    return starting or isinstance(error, no_answer)
 
 
 def reason(error: Exception) -> str:
