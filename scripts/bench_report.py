@@ -21,7 +21,7 @@ from scripts.local_service import ROOT
 from scripts.local_tools import find_mc
 from webhook import __version__
 
-PACKAGES = ("Flask", "gunicorn", "minio", "boto3", "obstore", "SQLAlchemy")
+PACKAGES = ("Flask", "gunicorn", "minio", "boto3", "SQLAlchemy")
 PREFACE = """# Benchmarks
 
 Written by `make bench`, but the last section. What is measured, and how, is in `scripts/bench*.py`.
