@@ -77,12 +77,15 @@ class _Clock(io.RawIOBase):
         self.restart()
 
     def restart(self) -> None:
+        """Begins a new window of READ_TIMEOUT_S."""
         self._count, self._since = 0, time.monotonic()
 
     def readable(self) -> bool:
+        """As io has it."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """As io has it. Raises: TimeoutError where too little came in a window."""
         count = self._raw.readinto(buffer) or 0
         self._count += count
         if time.monotonic() - self._since > READ_TIMEOUT_S:
@@ -92,6 +95,7 @@ class _Clock(io.RawIOBase):
         return int(count)
 
     def close(self) -> None:
+        """The socket's file too."""
         self._raw.close()
         super().close()
 

@@ -293,21 +293,23 @@ class Multipart:
         return future
 
     def _send_part(self, job: Job, info: ObjectInfo, sending: _Sending, body: memoryview) -> bytes:
-        part = sending.part
+        part, insists = sending.part, False
         job.permit.check()
         self._source.read_part(job.rule.source_bucket, job.key, part, body, etag=info.etag)
         if sending.is_proven_there and not self._target.wants_digests:
             job.permit.check()
             with contextlib.suppress(StoreRefused):
                 return self._put_part(job, sending, body, None)
-            self._target.wants_digests = True
+            insists = True
         md5 = hashlib.md5(body, usedforsecurity=False).digest()
         if sending.whole:
             sending.whole.add(part.number, body)
         if sending.known_digest() == md5:
             return md5
         job.permit.check()
-        return self._put_part(job, sending, body, md5)
+        digest = self._put_part(job, sending, body, md5)
+        self._target.wants_digests |= insists  # with it, the store took what it had refused
+        return digest
 
     def _put_part(self, job: Job, sending: _Sending, body: memoryview, md5: bytes | None) -> bytes:
         """Gives the part's MD5: the target's where none is given, which the object's ETag will prove."""

@@ -208,6 +208,7 @@ class Reading:
     def text(self) -> bytes:
         """The body, or at least its first TEXT_MAX_BYTES. Raises: StoreFailed."""
         with self._errors():
+            self._response.restart_clock()
             return self._response.read(TEXT_MAX_BYTES)
 
     def close(self) -> None:

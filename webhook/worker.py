@@ -342,6 +342,8 @@ class Service:
     def close(self) -> None:
         """Gives up connections and threads, for a service whose worker was not started or has stopped."""
         self.copier.close()
+        self.source.close()
+        self.target.close()
         self.ledger.close()
 
     def checks(self) -> dict[str, Callable[[], None]]:
