@@ -1,8 +1,9 @@
 """Makes MinIO report every change of its buckets to this service: config/minio-webhook.sh without mc.
 
-Same options, settings, messages and exit status; `--help` lists them. Two notification targets are
-bound to every bucket: REPLICATOR_NOW is sent at once and tried once, REPLICATOR_QUEUE waits on
-MinIO's disk until it was accepted. Safe to repeat; other targets' notifications are left alone.
+Same options, settings, messages and exit status; `--help` lists them. RULES_FILE is read here only.
+Two notification targets are bound to every bucket: REPLICATOR_NOW is sent at once and tried once,
+REPLICATOR_QUEUE waits on MinIO's disk until it was accepted. Safe to repeat; other targets'
+notifications are left alone.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ import os
 import re
 import sys
 import time
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import ParseError
 
@@ -41,9 +46,11 @@ POLL_S = 1.0
 
 MINIO_NAMES = ("MINIO_ENDPOINT", "MINIO_ACCESS_KEY", "MINIO_SECRET_KEY", "MINIO_BUCKET")
 WEBHOOK_NAMES = ("WEBHOOK_URL", "WEBHOOK_AUTH_TOKEN", "WEBHOOK_QUEUE_DIR")
+# a name, or a glob
+BUCKET = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]|[a-zA-Z0-9._-]*[*?][a-zA-Z0-9._*?-]*")
 WORDS = ("MINIO_ENDPOINT", *WEBHOOK_NAMES)
 HINTS = {
-    "NoSuchBucket": "the bucket doesn't exist; create it, or correct MINIO_BUCKET",
+    "NoSuchBucket": "the bucket doesn't exist; create it, or name others in MINIO_BUCKET",
     "SignatureDoesNotMatch|InvalidAccessKeyId|AccessDenied": (
         "check MINIO_ACCESS_KEY and MINIO_SECRET_KEY; they must be an administrator's"
     ),
@@ -53,6 +60,12 @@ HINTS = {
     "CERTIFICATE_VERIFY_FAILED": "MinIO's certificate isn't trusted; set SSL_CERT_FILE to its CA",
     "WRONG_VERSION_NUMBER|RECORD_LAYER": "MINIO_ENDPOINT must begin with http://, this server has no TLS",
 }
+EPILOG = f"""\
+Settings, from the environment, else from .env: {", ".join(MINIO_NAMES + WEBHOOK_NAMES)};
+optional WEBHOOK_QUEUE_LIMIT and SSL_CERT_FILE. config/minio-webhook.sh --help explains each.
+Where MINIO_BUCKET is not set, RULES_FILE is read: the buckets are the sources of its rules.
+
+Exit status: 0 done, 1 failed, 2 wrong use."""
 _SAID_BY_SERVER = (MinioAdminException, S3Error, ServerError, InvalidResponseError, ParseError)
 
 
@@ -71,11 +84,15 @@ class Settings:
     endpoint: str
     access_key: str
     secret_key: str
-    buckets: tuple[str, ...]
+    buckets: tuple[str, ...]  # names and globs
     webhook_url: str
     auth_token: str
     queue_dir: str
     queue_limit: str
+
+    @property
+    def has_globs(self) -> bool:
+        return any(is_glob(bucket) for bucket in self.buckets)
 
     def target(self, target_id: str) -> dict[str, str]:
         """The configuration of one of our targets."""
@@ -87,22 +104,28 @@ class Settings:
 
 def read_settings(*, needed: Iterable[str]) -> Settings:
     """From the environment, else from .env here or in the repository. Raises: UsageError."""
-    names = (*MINIO_NAMES, *WEBHOOK_NAMES, "WEBHOOK_QUEUE_LIMIT")
+    names = (*MINIO_NAMES, *WEBHOOK_NAMES, "WEBHOOK_QUEUE_LIMIT", "RULES_FILE")
     files = (Path(".env"), Path(__file__).resolve().parent.parent / ".env")
     path = next((path for path in files if path.is_file()), None)
     from_file = dotenv_values(dotenv_path=path, interpolate=False) if path else {}
     values = {name: os.environ.get(name) or from_file.get(name) or "" for name in names}
-    missing = [name for name in needed if not values[name]]
+    where = "RULES_FILE" if values["RULES_FILE"] and not values["MINIO_BUCKET"] else "MINIO_BUCKET"
+    missing = [name for name in needed if not values[where if name == "MINIO_BUCKET" else name]]
     found = [f"not set: {', '.join(missing)} (in the environment or in .env)"] if missing else []
-    buckets = tuple(values["MINIO_BUCKET"].replace(",", " ").split())
-    found += problems(values, buckets)
+    found += problems(values)
+    buckets = values["MINIO_BUCKET"].replace(",", " ").split()
+    if where == "RULES_FILE":
+        buckets = sources_of(Path(values["RULES_FILE"]))
+    elif values["MINIO_BUCKET"] and not buckets:
+        found.append("MINIO_BUCKET names no bucket")
+    found += [f"{where}: '{name}' is no bucket name" for name in buckets if not BUCKET.fullmatch(name)]
     if found:
         raise UsageError("the settings can't be used:\n  " + "\n  ".join(found))
     return Settings(
         endpoint=values["MINIO_ENDPOINT"].removesuffix("/"),
         access_key=values["MINIO_ACCESS_KEY"],
         secret_key=values["MINIO_SECRET_KEY"],
-        buckets=buckets,
+        buckets=tuple(buckets),
         webhook_url=values["WEBHOOK_URL"],
         auth_token=values["WEBHOOK_AUTH_TOKEN"],
         queue_dir=values["WEBHOOK_QUEUE_DIR"],
@@ -110,7 +133,25 @@ def read_settings(*, needed: Iterable[str]) -> Settings:
     )
 
 
-def problems(values: dict[str, str], buckets: Iterable[str]) -> list[str]:
+def sources_of(path: Path) -> list[str]:
+    """The names and globs that the rules of a TOML file have as their source. Raises: UsageError."""
+    try:
+        rules = tomllib.loads(path.read_text(encoding="utf-8")).get("rules")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"RULES_FILE {path} can't be read: {getattr(error, 'strerror', error)}") from error
+    if not isinstance(rules, dict) or not rules:
+        raise UsageError(f"RULES_FILE {path} has no table [rules.NAME]")
+    found: list[str] = []
+    for name, rule in rules.items():
+        source = rule.get("source") if isinstance(rule, dict) else None
+        buckets: list[Any] = source if isinstance(source, list) else [source]
+        if not buckets or not all(isinstance(bucket, str) for bucket in buckets):
+            raise UsageError(f"RULES_FILE {path}: rule {name} needs a source: a bucket or a list of buckets")
+        found += buckets
+    return found
+
+
+def problems(values: dict[str, str]) -> list[str]:
     """What is wrong with the values that are set, without any secret."""
     found = [
         f"{name} must have no spaces and no quotes" for name in WORDS if re.search(r"[\s\"']", values[name])
@@ -122,9 +163,6 @@ def problems(values: dict[str, str], buckets: Iterable[str]) -> list[str]:
             found.append(f"{name} must begin with http:// or https://")
     if "/" in values["MINIO_ENDPOINT"].removesuffix("/").partition("://")[2]:
         found.append("MINIO_ENDPOINT must have no path")
-    found += [
-        f"MINIO_BUCKET: '{name}' is no bucket name" for name in buckets if re.search(r"[^a-zA-Z0-9._-]", name)
-    ]
     if values["WEBHOOK_QUEUE_DIR"] and not values["WEBHOOK_QUEUE_DIR"].startswith("/"):
         found.append("WEBHOOK_QUEUE_DIR must begin with /")
     if not re.fullmatch(r"[0-9]*", values["WEBHOOK_QUEUE_LIMIT"]):
@@ -151,6 +189,7 @@ class Setup:
     def __init__(self, settings: Settings, options: argparse.Namespace) -> None:
         self.settings = settings
         self.options = options
+        self.buckets = tuple(dict.fromkeys(settings.buckets))
         self.changed = self.asked_by_hand = self.was_down = False
         self.deadline: float | None = None  # set when a restart was asked for
         url = urlsplit(settings.endpoint)
@@ -164,9 +203,21 @@ class Setup:
         self.client = Minio(endpoint=url.netloc, credentials=keys, secure=secure, http_client=http)
         self.admin = MinioAdmin(endpoint=url.netloc, credentials=keys, secure=secure, http_client=http)
 
+    def run(self) -> None:
+        """What the options ask for."""
+        if self.settings.has_globs:
+            self.buckets = expand(self.buckets, [bucket.name for bucket in self.client.list_buckets()])
+        if self.options.dry_run:
+            steps = plan(self.settings, self.options, self.buckets)
+            say("\n".join([f"Would ask {self.settings.endpoint} to:", *steps, "Nothing was changed."]))
+        elif self.options.remove:
+            self.remove()
+        else:
+            self.set_up()
+
     def set_up(self) -> None:
         """Sets both targets and binds every bucket to them, through MinIO's restart."""
-        for bucket in self.settings.buckets:
+        for bucket in self.buckets:
             self.client.get_bucket_notification(bucket_name=bucket)
         if not self.options.events_only:
             check_webhook(self.settings.webhook_url)
@@ -174,20 +225,21 @@ class Setup:
                 self.set_target(target_id)
             if self.changed:
                 self.restart_and_wait()
-        for bucket in self.settings.buckets:
-            for target_id in IDS:
-                self.bind(bucket, target_id)
+        for bucket, target_id in product(self.buckets, IDS):
+            self.bind(bucket, target_id)
         if self.changed and self.asked_by_hand and not self.was_down:
             warn(
                 "warning: MinIO had targets of this name before; the new settings count once it was restarted"
             )
-        say("Done: MinIO reports every change to the service.")
+        count = "1 bucket" if len(self.buckets) == 1 else f"{len(self.buckets)} buckets"
+        say(f"Done: MinIO reports every change of {count} to the service.")
+        if self.settings.has_globs:
+            say("Buckets made later need this to be run again; it is safe to repeat.")
 
     def remove(self) -> None:
         """Takes away our events and, unless only those were asked for, our targets."""
-        for bucket in self.settings.buckets:
-            for target_id in IDS:
-                self.unbind(bucket, target_id)
+        for bucket, target_id in product(self.buckets, IDS):
+            self.unbind(bucket, target_id)
         if not self.options.events_only:
             for target_id in IDS:
                 self.reset_target(target_id)
@@ -293,7 +345,7 @@ class Setup:
         ours = [queue for queue in current.queue_config_list if is_for(queue, target_id)]
         if len(ours) == 1 and is_wanted(ours[0]):
             return False
-        wanted = QueueConfig(queue=f"arn:minio:sqs::{target_id}:webhook", events=EVENTS)
+        wanted = QueueConfig(queue=arn(target_id), events=EVENTS)
         self.client.set_bucket_notification(
             bucket_name=bucket, config=without(current, target_id, plus=[wanted])
         )
@@ -312,6 +364,10 @@ class Setup:
             return
         self.client.set_bucket_notification(bucket_name=bucket, config=without(current, target_id))
         say(f"bucket {bucket}: {target_id} removed")
+
+
+def arn(target_id: str) -> str:
+    return f"arn:minio:sqs::{target_id}:webhook"
 
 
 def is_for(queue: QueueConfig, target_id: str) -> bool:
@@ -357,21 +413,37 @@ def hint(error: Exception, settings: Settings) -> str:
     return next(found, unreachable if is_unreachable(error) else "see MinIO's log")
 
 
-def plan(settings: Settings, options: argparse.Namespace) -> list[str]:
+def is_glob(bucket: str) -> bool:
+    return "*" in bucket or "?" in bucket
+
+
+def expand(buckets: Iterable[str], existing: list[str]) -> tuple[str, ...]:
+    """The buckets meant, none twice. MinIO's own, such as .minio.sys, match nothing. Raises: SetupError."""
+    theirs = [name for name in existing if not name.startswith(".")]
+    found: list[str] = []
+    for bucket in buckets:
+        matches = [name for name in theirs if fnmatchcase(name, bucket)] if is_glob(bucket) else [bucket]
+        if not matches:
+            raise SetupError(
+                f"no bucket matches '{bucket}' (MinIO lists {len(theirs)} to these keys). "
+                "Hint: create one, or name others in MINIO_BUCKET"
+            )
+        found += matches
+    return tuple(dict.fromkeys(found))
+
+
+def plan(settings: Settings, options: argparse.Namespace, buckets: Iterable[str]) -> list[str]:
     """What would be requested, in order, without any secret."""
-    targets = [] if options.events_only else [f"notify_webhook:{target_id}" for target_id in IDS]
-    arns = [f"arn:minio:sqs::{target_id}:webhook" for target_id in IDS]
+    targets = () if options.events_only else IDS
     verb = "unbind" if options.remove else "bind"
-    events = [
-        f"{verb} bucket {bucket}: {arn} {','.join(EVENTS)}" for bucket in settings.buckets for arn in arns
-    ]
+    events = [f"{verb} bucket {name}: {arn(each)} {','.join(EVENTS)}" for name, each in product(buckets, IDS)]
     restart = ["restart MinIO"] if targets and not options.no_restart else []
     if options.remove:
-        return [*events, *(f"reset {target}" for target in targets), *restart]
-    masked = {target: settings.target(target.partition(":")[2]) | {"auth_token": "***"} for target in targets}
-    sets = [
-        f"set {name} " + " ".join(f"{k}={v}" for k, v in config.items()) for name, config in masked.items()
-    ]
+        return [*events, *(f"reset notify_webhook:{target_id}" for target_id in targets), *restart]
+    sets = []
+    for target_id in targets:
+        config = settings.target(target_id) | {"auth_token": "***"}
+        sets.append(f"set notify_webhook:{target_id} " + " ".join(f"{k}={v}" for k, v in config.items()))
     return [*sets, *restart, *events]
 
 
@@ -395,26 +467,20 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         prog="config/configure_minio.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__,
-        epilog=f"Settings, from the environment, else from .env: {', '.join(MINIO_NAMES + WEBHOOK_NAMES)};\n"
-        "optional WEBHOOK_QUEUE_LIMIT and SSL_CERT_FILE. config/minio-webhook.sh --help explains each.\n\n"
-        "Exit status: 0 done, 1 failed, 2 wrong use.",
+        epilog=EPILOG,
     )
-    add = parser.add_argument
-    add(
-        "--events-only",
-        action="store_true",
-        help="only bind (or unbind) the buckets: MinIO's environment has targets",
-    )
-    add("--remove", action="store_true", help="take away our two targets and their events, nothing else")
-    add("--no-restart", action="store_true", help="don't restart MinIO; wait until somebody else did")
-    add(
-        "--wait",
-        type=seconds,
-        default=WAIT_DEFAULT_S,
-        metavar="SECONDS",
-        help="for the restarted MinIO (%(default)s)",
-    )
-    add("--dry-run", action="store_true", help="print what would be done; nothing is contacted or changed")
+    for option, text in (
+        ("--events-only", "only bind (or unbind) the buckets: MinIO's environment has targets"),
+        ("--remove", "take away our two targets and their events, nothing else"),
+        ("--no-restart", "don't restart MinIO; wait until somebody else did"),
+        (
+            "--dry-run",
+            "print what would be done; MinIO is only asked what a glob stands for",
+        ),
+    ):
+        parser.add_argument(option, action="store_true", help=text)
+    wait = "for the restarted MinIO (%(default)s)"
+    parser.add_argument("--wait", type=seconds, default=WAIT_DEFAULT_S, metavar="SECONDS", help=wait)
     return parser.parse_args(arguments)
 
 
@@ -427,16 +493,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         warn(str(error))
         return 2
-    if options.dry_run:
-        say(
-            "\n".join(
-                [f"Would ask {settings.endpoint} to:", *plan(settings, options), "Nothing was changed."]
-            )
-        )
-        return 0
     try:
-        setup = Setup(settings, options)
-        setup.remove() if options.remove else setup.set_up()
+        Setup(settings, options).run()
     except SetupError as error:
         warn(str(error))
     except (*_SAID_BY_SERVER, urllib3.exceptions.HTTPError) as error:

@@ -82,9 +82,10 @@ def when_ready(server: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Starts to replicate, in the forked process; SIGTERM stops claiming before requests are drained."""
-    replicator = worker.wsgi.extensions["service"].worker
+    service = worker.wsgi.extensions["service"]
+    replicator = service.worker
     if configured.worker.embedded:
-        replicator.start()
+        service.start()
     else:
         replicator.start_keeper()
     drain = worker.handle_exit
@@ -100,6 +101,6 @@ def worker_exit(_server: Any, worker: Any) -> None:
     """Finishes or hands back what is running; threads in the middle of a request do not hold it up."""
     app = getattr(worker, "wsgi", None)
     if app is not None:
-        app.extensions["service"].worker.stop()
+        app.extensions["service"].stop()
         sys.stderr.flush()
         os._exit(0)

@@ -7,7 +7,7 @@
 # What a target delivers twice costs the service nothing. config/configure_minio.py does the same
 # without mc.
 set -eu
-set -f # words such as bucket names are split, never expanded
+set -f # words such as bucket names are split; MINIO_BUCKET=* never means the files of this folder
 umask 077
 
 NOW_ID=REPLICATOR_NOW # also the suffix of MINIO_NOTIFY_WEBHOOK_*: letters, digits and _ only
@@ -21,7 +21,7 @@ POLL_S=1
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 mode=set events_only=no dry_run=no may_restart=yes wait_s=$WAIT_DEFAULT_S
-work='' child='' changed=no restart_asked=no was_down=no deadline=0 out=''
+work='' child='' changed=no restart_asked=no was_down=no deadline=0 out='' has_globs=no
 
 usage() {
     cat <<HELP
@@ -35,13 +35,14 @@ configurations of other targets stay as they are.
   --remove         take away our two targets and their events, nothing else
   --no-restart     don't restart MinIO; wait until somebody else did
   --wait SECONDS   how long to wait for the restarted MinIO ($WAIT_DEFAULT_S)
-  --dry-run        print what would be run, secrets masked; nothing is contacted or changed
+  --dry-run        print what would be run, secrets masked; MinIO is only asked what a glob stands for
   --help
 
 Settings, from the environment, else from .env in the current folder or in the repository:
   MINIO_ENDPOINT       http://host:9000 or https://host
   MINIO_ACCESS_KEY, MINIO_SECRET_KEY    a MinIO administrator
-  MINIO_BUCKET         one bucket or several: a,b,c
+  MINIO_BUCKET         one bucket or several: a,b,c; globs too: * or photos-*, the buckets that match
+                       when this runs. (config/configure_minio.py can take them from RULES_FILE)
   WEBHOOK_URL          where MinIO reaches the service, e.g. http://replicator:8000/minio/events
   WEBHOOK_AUTH_TOKEN   the token the service expects: one word
   WEBHOOK_QUEUE_DIR    folder on MinIO's machine that survives a restart, e.g. /data/.replicator-events
@@ -130,6 +131,11 @@ problem() { problems="$problems
 
 load_settings() {
     find_env_file
+    load RULES_FILE
+    load MINIO_BUCKET
+    [ -n "$MINIO_BUCKET" ] || [ -z "$RULES_FILE" ] ||
+        misuse "this script can't read RULES_FILE: use config/configure_minio.py," \
+            "or name the buckets in MINIO_BUCKET"
     needed='MINIO_ENDPOINT MINIO_ACCESS_KEY MINIO_SECRET_KEY MINIO_BUCKET'
     if [ $mode = set ] && [ $events_only = no ]; then
         needed="$needed WEBHOOK_URL WEBHOOK_AUTH_TOKEN WEBHOOK_QUEUE_DIR"
@@ -155,9 +161,13 @@ check_settings() {
         */*) problem "MINIO_ENDPOINT must have no path" ;;
     esac
     buckets=$(printf '%s' "$MINIO_BUCKET" | tr ',' ' ')
-    for bucket in $buckets; do
+    # shellcheck disable=SC2086 # one word each
+    set -- $buckets
+    [ $# -gt 0 ] || [ -z "$MINIO_BUCKET" ] || problem "MINIO_BUCKET names no bucket"
+    for bucket in "$@"; do
         case $bucket in
-            *[!a-zA-Z0-9._-]*) problem "MINIO_BUCKET: '$bucket' is no bucket name" ;;
+            *[!a-zA-Z0-9._*?-]*) problem "MINIO_BUCKET: '$bucket' is no bucket name" ;;
+            *[*?]*) has_globs=yes ;;
         esac
     done
     check_word WEBHOOK_AUTH_TOKEN "$WEBHOOK_AUTH_TOKEN"
@@ -268,7 +278,7 @@ unreachable() {
 # Says what went wrong while doing $1, and what to do about it.
 explain() {
     if out_has '"Code":"NoSuchBucket"'; then
-        hint="the bucket doesn't exist; create it, or correct MINIO_BUCKET"
+        hint="the bucket doesn't exist; create it, or name others in MINIO_BUCKET"
     elif out_has 'SignatureDoesNotMatch' || out_has 'InvalidAccessKeyId' || out_has 'AccessDenied'; then
         hint="check MINIO_ACCESS_KEY and MINIO_SECRET_KEY; they must be an administrator's"
     elif out_has 'not connected to target' || out_has 'targets are offline'; then
@@ -288,10 +298,8 @@ explain() {
 # The innermost message of mc's JSON, without secrets.
 reason() {
     text=$(printf '%s\n' "$out" | sed -n -E 's/.*"cause":\{"message":"(([^"\\]|\\.)*)".*/\1/p' | tail -n 1)
-    mask "${text:-$out}" "$WEBHOOK_AUTH_TOKEN" | {
-        IFS= read -r masked || :
-        mask "$masked" "$MINIO_SECRET_KEY"
-    }
+    text=$(mask "${text:-$out}" "$WEBHOOK_AUTH_TOKEN")
+    mask "$text" "$MINIO_SECRET_KEY" | sed 1q
 }
 
 # $1 with every $2 replaced by ***.
@@ -311,11 +319,8 @@ mask() {
 # --- the service's end ------------------------------------------------------------------------
 
 check_webhook() {
-    if command -v curl >/dev/null; then
-        code=$(curl -s -o "$work/probe" -m $PROBE_BOUND_S -w '%{http_code}' -- "$WEBHOOK_URL") || code='no answer'
-    else
-        return 0
-    fi
+    command -v curl >/dev/null || return 0
+    code=$(curl -s -o "$work/probe" -m $PROBE_BOUND_S -w '%{http_code}' -- "$WEBHOOK_URL") || code='no answer'
     [ "$code" = 200 ] ||
         warn "warning: WEBHOOK_URL $WEBHOOK_URL does not answer 200 from here ($code)." \
             "That is fine if only MinIO can reach it; otherwise start the service first"
@@ -410,13 +415,60 @@ may_come_up() {
 
 # --- buckets ----------------------------------------------------------------------------------
 
+# Puts the buckets there are in place of the globs among $buckets; none comes twice.
+# MinIO's own, such as .minio.sys, match nothing.
+expand_buckets() {
+    if [ $has_globs = yes ]; then
+        run_mc --json ls "$ALIAS/" || explain "the buckets can't be listed"
+        # shellcheck disable=SC2046 # one word each
+        set -- $(out_lines | sed -n 's/.*"key":"\([^"./][^"/]*\)\/".*/\1/p')
+    fi
+    found=''
+    for glob in $buckets; do
+        matches=$(matching "$glob" "$@")
+        [ -n "$matches" ] || fail "no bucket matches '$glob' (MinIO lists $# to these keys)." \
+            "Hint: create one, or name others in MINIO_BUCKET"
+        found="$found $matches"
+    done
+    buckets=$(printf '%s' "$found" | tr ' ' '\n' | awk 'NF && !seen[$0]++')
+}
+
+# What $1 stands for, one a line: itself, or those of the others that match it.
+matching() {
+    case $1 in
+        *[*?]*) ;;
+        *) set -- "$1" "$1" ;;
+    esac
+    glob=$1
+    shift
+    for bucket in "$@"; do
+        # shellcheck disable=SC2254 # it is a pattern
+        case $bucket in
+            $glob) say "$bucket" ;;
+        esac
+    done
+}
+
+# Runs $1 for each bucket and target.
+for_each_binding() {
+    for bucket in $buckets; do
+        "$1" "$bucket" $NOW_ID
+        "$1" "$bucket" $QUEUE_ID
+    done
+}
+
+# What mc printed, one JSON object a line.
+out_lines() {
+    printf '%s' "$out" | tr -d ' \t\r\n' | sed 's/}{/}\
+{/g'
+}
+
 # The configurations of bucket $1 for target $2, one JSON object a line, in $bindings.
 # An ARN's region is MinIO's own or empty.
 read_bindings() {
     bindings=''
     run_mc --json event list "$ALIAS/$1" || return 1
-    bindings=$(printf '%s' "$out" | tr -d ' \t\r\n' | sed 's/}{/}\
-{/g' | grep "\"arn\":\"arn:minio:sqs:[^:\"]*:$2:webhook\"") || :
+    bindings=$(out_lines | grep "\"arn\":\"arn:minio:sqs:[^:\"]*:$2:webhook\"") || :
 }
 
 is_wanted() {
@@ -468,26 +520,30 @@ unbind_bucket() {
 
 print_commands() {
     say "Would run, with the keys for $MINIO_ENDPOINT in a private configuration folder:"
-    for id in $NOW_ID $QUEUE_ID; do
-        [ $mode$events_only != setno ] ||
-            say "mc admin config set $ALIAS notify_webhook:$id $(WEBHOOK_AUTH_TOKEN='***' && target_words $id)"
-    done
-    [ $mode$events_only$may_restart != setnoyes ] || say "mc admin service restart $ALIAS"
-    for bucket in $buckets; do
-        for id in $NOW_ID $QUEUE_ID; do
-            arn="arn:minio:sqs::$id:webhook"
-            if [ $mode = set ]; then
-                say "mc event add $ALIAS/$bucket $arn --event $EVENTS --ignore-existing"
-            else
-                say "mc event remove $ALIAS/$bucket $arn --event ''"
-            fi
-        done
-    done
-    for id in $NOW_ID $QUEUE_ID; do
-        [ $mode$events_only != removeno ] || say "mc admin config reset $ALIAS notify_webhook:$id"
-    done
-    [ $mode$events_only$may_restart != removenoyes ] || say "mc admin service restart $ALIAS"
+    [ $mode = set ] || for_each_binding print_binding
+    if [ $events_only = no ]; then
+        print_target $NOW_ID
+        print_target $QUEUE_ID
+        [ $may_restart = no ] || say "mc admin service restart $ALIAS"
+    fi
+    [ $mode = remove ] || for_each_binding print_binding
     say "Nothing was changed."
+}
+
+print_target() {
+    if [ $mode = set ]; then
+        say "mc admin config set $ALIAS notify_webhook:$1 $(WEBHOOK_AUTH_TOKEN='***' && target_words "$1")"
+    else
+        say "mc admin config reset $ALIAS notify_webhook:$1"
+    fi
+}
+
+print_binding() {
+    if [ $mode = set ]; then
+        say "mc event add $ALIAS/$1 arn:minio:sqs::$2:webhook --event $EVENTS --ignore-existing"
+    else
+        say "mc event remove $ALIAS/$1 arn:minio:sqs::$2:webhook --event ''"
+    fi
 }
 
 set_up() {
@@ -500,21 +556,21 @@ set_up() {
         set_target $QUEUE_ID
         [ $changed = no ] || restart_and_wait
     fi
-    for bucket in $buckets; do
-        bind_bucket "$bucket" $NOW_ID
-        bind_bucket "$bucket" $QUEUE_ID
-    done
+    for_each_binding bind_bucket
     if [ $changed$restart_asked$was_down = yesby_handno ]; then
         warn "warning: MinIO had targets of this name before; the new settings count once it was restarted"
     fi
-    say "Done: MinIO reports every change to the service."
+    # shellcheck disable=SC2086 # one word each
+    set -- $buckets
+    case $# in
+        1) say "Done: MinIO reports every change of 1 bucket to the service." ;;
+        *) say "Done: MinIO reports every change of $# buckets to the service." ;;
+    esac
+    [ $has_globs = no ] || say "Buckets made later need this to be run again; it is safe to repeat."
 }
 
 remove() {
-    for bucket in $buckets; do
-        unbind_bucket "$bucket" $NOW_ID
-        unbind_bucket "$bucket" $QUEUE_ID
-    done
+    for_each_binding unbind_bucket
     if [ $events_only = no ]; then
         reset_target $NOW_ID
         reset_target $QUEUE_ID
@@ -527,13 +583,14 @@ remove() {
 
 parse_options "$@"
 load_settings
+if [ $dry_run$has_globs != yesno ]; then
+    find_mc
+    open_session
+fi
+expand_buckets
 if [ $dry_run = yes ]; then
     print_commands
-    exit 0
-fi
-find_mc
-open_session
-if [ $mode = set ]; then
+elif [ $mode = set ]; then
     set_up
 else
     remove

@@ -1,51 +1,40 @@
-"""The HTTP side: MinIO's notifications, the manual copy, and looking at what happened.
+"""The HTTP side: MinIO's notifications, the manual copy, and health; operating.py has the rest of it.
 
 Every error is `{"error": {"code", "message", "hint"}}`.
 """
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
 import structlog
-from flask import Blueprint, Flask, Response, current_app, jsonify, request
+from flask import Blueprint, Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-import webhook
-from webhook import events, logs, rules, settings
+from webhook import events, logs, settings
+from webhook.callers import json_object, let_in, service
 from webhook.copier import OutcomeKind
-from webhook.entries import Buried, Ending, Misfit, Request, Retried, Settled
+from webhook.entries import Buried, Deferred, Ending, Held, Misfit, Request, Retried, Settled
 from webhook.errors import BadRequest, LedgerUnavailable, ReplicatorError, StoreError
-from webhook.ledger import Ledger
+from webhook.operating import operating
 from webhook.rules import Rule
 from webhook.settings import Settings
-from webhook.worker import Service, assemble
+from webhook.worker import assemble
+
+Answer = tuple[dict[str, Any], int]
+"""What came of one copy, and its HTTP status."""
 
 WAIT_S = 300.0
 """How long a manual request waits for an entry that somebody else is copying."""
 RETRY_AFTER_S = 3
 """MinIO's own pause between deliveries."""
-PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-Ip", "Via")
+REMOVALS = "s3:ObjectRemoved:"
 WANTED_EVENTS = ("s3:ObjectCreated:", "s3:ObjectRemoved:", "s3:ObjectTagging:")
 
 log = structlog.get_logger("webhook.app")
-
-
-class Unauthorized(ReplicatorError):
-    """The caller has no token, or the wrong one."""
-
-    code = "unauthorized"
-
-
-class NotFound(ReplicatorError):
-    """What was asked for is not there."""
-
-    code = "not_found"
 
 
 class _KeyConverter(BaseConverter):
@@ -70,26 +59,12 @@ def create_app(configured: Settings | None = None) -> Flask:
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.extensions["settings"] = configured
     app.extensions["service"] = assemble(configured)
-    for blueprint in (_minio, _api, _health):
+    for blueprint in (_minio, _api, operating, _health):
         app.register_blueprint(blueprint)
     app.register_error_handler(ReplicatorError, _replicator_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)
     return app
-
-
-def _service() -> Service:
-    service: Service = current_app.extensions["service"]
-    return service
-
-
-def _ledger() -> Ledger:
-    return _service().ledger
-
-
-def _configured() -> Settings:
-    configured: Settings = current_app.extensions["settings"]
-    return configured
 
 
 # ── MinIO ────────────────────────────────────────────────────────────────────────────────────────────
@@ -109,7 +84,7 @@ def accept_events() -> Response:
     body = request.get_data(cache=False)
     if not body:
         return probe()
-    _let_in(_configured().web.webhook_auth_token, name="WEBHOOK_AUTH_TOKEN")
+    let_in(lambda web: web.webhook_auth_token, name="WEBHOOK_AUTH_TOKEN")
     notification = events.parse(body)
     wanted = [_requests(change) for change in notification.changes]
     misfits = [
@@ -117,7 +92,7 @@ def accept_events() -> Response:
     ]
     requests = [each for of_change in wanted for each in of_change]
     if requests or misfits:
-        _ledger().put(requests, misfits)
+        service().ledger.put(requests, misfits)
     for misfit in misfits:
         log.warning("event quarantined", reason=misfit.reason, record=misfit.record_id)
     ignored = wanted.count([])
@@ -131,8 +106,14 @@ def _requests(change: events.Change) -> list[Request]:
     if not change.event_name.startswith(WANTED_EVENTS):
         return []
     return [
-        Request(rule=rule.name, key=change.key, event_id=change.event_id, event_at=change.event_at)
-        for rule in rules.matching(_service().rules, bucket=change.bucket)
+        Request(
+            rule=rule.name,
+            key=change.key,
+            event_id=change.event_id,
+            event_at=change.event_at,
+            is_removal=change.event_name.startswith(REMOVALS),
+        )
+        for rule in service().sides.rules.matching(bucket=change.bucket, key=change.key)
     ]
 
 
@@ -143,13 +124,13 @@ _api = Blueprint("api", __name__, url_prefix="/v1")
 
 @_api.before_request
 def _authorize() -> None:
-    _let_in(_configured().web.api_token, name="API_TOKEN")
+    let_in(lambda web: web.api_token, name="API_TOKEN")
 
 
 @_api.post("/replicate")
 def replicate() -> tuple[Response, int]:
     """Copies one object now, and answers with what came of it."""
-    asked = _json_object()
+    asked = json_object()
     key, wait = asked.get("s3_key"), asked.get("wait", True)
     if not isinstance(key, str):
         raise BadRequest("s3_key is missing", hint='Send {"s3_key": "path/to/your-file.txt"}.')
@@ -157,33 +138,54 @@ def replicate() -> tuple[Response, int]:
         raise BadRequest(f"s3_key cannot be used: {problem}", hint="Send the object's key as MinIO lists it.")
     if not isinstance(wait, bool):
         raise BadRequest("wait must be true or false", hint="Leave it out to wait for the copy.")
-    rule = _rule_for(asked.get("bucket"))
+    found = _rules_for(asked.get("bucket"), key)
     if not wait:
-        _ledger().put([Request(rule=rule.name, key=key)])
-        return _queued(rule, key)
-    ending = _service().worker.replicate_now(rule, key, wait_s=WAIT_S)
+        service().ledger.put([Request(rule=rule.name, key=key) for rule in found])
+        answers = [_queued(rule, key) for rule in found]
+    else:
+        answers = [_replicate_now(rule, key) for rule in found]
+    return _together(answers)
+
+
+def _replicate_now(rule: Rule, key: str) -> Answer:
+    ending = service().worker.replicate_now(rule, key, wait_s=WAIT_S)
     return _queued(rule, key) if ending is None else _answer(rule, key, ending)
 
 
-def _rule_for(bucket: object) -> Rule:
-    in_force = _service().rules
+def _together(answers: Sequence[Answer]) -> tuple[Response, int]:
+    """One answer for all: the worst there is, and what else there is as `copies`."""
+    order = (*(500, 502, 404, 202, 200), 409)  # 409 only where nothing was to be done anywhere
+    facts, status = min(answers, key=lambda answer: order.index(answer[1]))
+    copies = {"copies": [each for each, _ in answers]} if len(answers) > 1 else {}
+    return jsonify({**facts, **copies}), status
+
+
+def _rules_for(bucket: object, key: str) -> tuple[Rule, ...]:
+    """The rules that want the object. Raises: BadRequest."""
+    in_force = service().sides.rules
+    names = in_force.literal_buckets
+    listed = f"Name one of: {', '.join(names)}." if names else "Name one that a rule copies."
     if bucket is None:
-        return in_force[0]
-    found = rules.matching(in_force, bucket=bucket) if isinstance(bucket, str) else ()
+        if len(names) != 1 or in_force.has_globs:
+            raise BadRequest("there are several source buckets, and bucket is missing", hint=listed)
+        bucket = names[0]
+    if not isinstance(bucket, str) or not any(each.matches(bucket) for each in in_force):
+        raise BadRequest("no rule copies that bucket", hint=listed)
+    found = in_force.matching(bucket=bucket, key=key)
     if not found:
-        names = ", ".join(rule.source_bucket for rule in in_force)
-        raise BadRequest("no rule copies that bucket", hint=f"Leave bucket out, or name one of: {names}.")
-    return found[0]
+        raise BadRequest(
+            "no rule wants that key", hint="See prefix, suffix, include and exclude in the file of rules."
+        )
+    return found
 
 
-def _answer(rule: Rule, key: str, ending: Ending) -> tuple[Response, int]:
-    link = _entry_link(rule, key)
+def _answer(rule: Rule, key: str, ending: Ending) -> Answer:
+    link = {"rule": rule.name, "s3_key": key, "entry": _entry_link(rule, key)}
     match ending:
-        case Settled(outcome=OutcomeKind.GONE):
-            raise NotFound(
-                f"there is no object {key!r} in {rule.source_bucket}",
-                hint="Check the key's spelling; keys are case-sensitive and have no leading slash as a rule.",
-            )
+        case Settled(outcome=OutcomeKind.GONE | OutcomeKind.DELETED) | Deferred() | Held():
+            message = f"there is no object {key!r} in {rule.source_bucket}"
+            hint = "Check the key's spelling; keys are case-sensitive and have no leading slash as a rule."
+            return link | _error_facts("not_found", message, hint), 404
         case Settled():
             return _settled_answer(rule, key, ending)
         case Retried() | Buried():
@@ -192,17 +194,18 @@ def _answer(rule: Rule, key: str, ending: Ending) -> tuple[Response, int]:
                 again or "It will not be tried again by itself: mend the cause, then send this request again."
             )
             is_store = ending.error_code.startswith(("source_", "target_", "integrity"))
-            return _error(502 if is_store else 500, ending.error_code, ending.error, hint, entry=link)
+            return link | _error_facts(ending.error_code, ending.error, hint), 502 if is_store else 500
         case _:
             return _queued(rule, key)
 
 
-def _settled_answer(rule: Rule, key: str, ending: Settled) -> tuple[Response, int]:
+def _settled_answer(rule: Rule, key: str, ending: Settled) -> Answer:
     is_new = ending.outcome == OutcomeKind.REPLICATED
     facts: dict[str, Any] = {
         "status": "replicated" if is_new else "exists",
         "s3_key": key,
         "bucket": rule.source_bucket,
+        "rule": rule.name,
         "size": ending.size,
         "source_etag": ending.source_etag,
         "target_etag": ending.target_etag,
@@ -212,76 +215,17 @@ def _settled_answer(rule: Rule, key: str, ending: Settled) -> tuple[Response, in
     if ending.cid:
         facts["cid"] = ending.cid
     if is_new:
-        return jsonify(facts), 200
-    held = {"code": "exists", "message": "the target already holds this object"}
-    return jsonify({**facts, "error": {**held, "hint": "Nothing is to be done: nothing was copied."}}), 409
+        return facts, 200
+    message = "the target already holds this object"
+    return facts | _error_facts("exists", message, "Nothing is to be done: nothing was copied."), 409
 
 
-def _queued(rule: Rule, key: str) -> tuple[Response, int]:
-    return jsonify(status="queued", s3_key=key, entry=_entry_link(rule, key)), 202
+def _queued(rule: Rule, key: str) -> Answer:
+    return {"status": "queued", "s3_key": key, "rule": rule.name, "entry": _entry_link(rule, key)}, 202
 
 
 def _entry_link(rule: Rule, key: str) -> str:
     return f"/v1/entries/{quote(rule.name, safe='')}/{quote(key, safe='/')}"
-
-
-@_api.get("/entries/<rule>/<key:key>")
-def entry(rule: str, key: str) -> Response:
-    """Everything known about one key, with its latest attempts."""
-    found = None if events.key_problem(key) or events.key_problem(rule) else _ledger().entry(rule, key)
-    if found is None:
-        raise NotFound("nobody has asked for that key yet", hint="POST /v1/replicate copies it now.")
-    return jsonify(found)
-
-
-@_api.get("/status")
-def status() -> Response:
-    """Counts by state and lane."""
-    return jsonify(
-        version=webhook.__version__,
-        entries=_ledger().counts(),
-        quarantined=_ledger().quarantined(),
-        rules={
-            rule.name: {"source": rule.source_bucket, "target": rule.target_bucket}
-            for rule in _service().rules
-        },
-    )
-
-
-@_api.get("/failures")
-def failures() -> Response:
-    """Failed entries in key order, narrowed by `rule`, `prefix` and `reason`; at most 1,000."""
-    found = _ledger().failures(**_narrowed(request.args), limit=1000)
-    return jsonify(failures=found)
-
-
-@_api.post("/failures/retry")
-def retry_failures() -> Response:
-    """Makes failed entries waiting again; the JSON body narrows as in GET /v1/failures."""
-    return jsonify(retried=_ledger().revive(**_narrowed(_json_object(may_be_empty=True))))
-
-
-def _narrowed(asked: Mapping[str, Any]) -> dict[str, Any]:
-    for name, value in asked.items():
-        if name not in ("rule", "prefix", "reason") or not isinstance(value, str):
-            raise BadRequest(f"cannot narrow by {name!r}", hint="Use rule, prefix and reason, each a string.")
-        if value and (problem := events.key_problem(value)):
-            raise BadRequest(f"{name} cannot be used: {problem}", hint="Send text as it is in the entries.")
-    return {"rule": asked.get("rule"), "prefix": asked.get("prefix", ""), "error_code": asked.get("reason")}
-
-
-def _json_object(*, may_be_empty: bool = False) -> dict[str, Any]:
-    if may_be_empty and not request.get_data():
-        return {}
-    try:
-        asked = request.get_json(force=True)
-    except (HTTPException, RecursionError) as error:
-        if getattr(error, "code", 400) != 400:
-            raise
-        asked = None
-    if not isinstance(asked, dict):
-        raise BadRequest("the body is not a JSON object", hint='Send JSON, such as {"s3_key": "a/b.txt"}.')
-    return asked
 
 
 # ── health ───────────────────────────────────────────────────────────────────────────────────────────
@@ -299,7 +243,7 @@ def healthz() -> Response:
 def readyz() -> tuple[Response, int]:
     """The ledger can be written and both stores answer. Details are in the log: this needs no token."""
     checks = {}
-    for name, check in _service().checks().items():
+    for name, check in service().checks().items():
         try:
             check()
             checks[name] = "ok"
@@ -310,42 +254,18 @@ def readyz() -> tuple[Response, int]:
     return jsonify(status="ready" if is_ready else "not ready", checks=checks), 200 if is_ready else 503
 
 
-# ── who may come in, and what went wrong ─────────────────────────────────────────────────────────────
-
-
-def _let_in(token: str, *, name: str) -> None:
-    """Raises Unauthorized unless the caller has the token; without one set, unless it is this machine."""
-    if not token:
-        if not _is_from_here():
-            raise Unauthorized(
-                f"{name} is not set, so only callers on the service's own machine are let in",
-                hint=f"Set {name} on the service and send it as 'Authorization: Bearer …'.",
-            )
-        return
-    given = request.headers.get("Authorization", "")
-    if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-        raise Unauthorized(
-            "the token is missing or wrong", hint=f"Send the value of {name} as 'Authorization: Bearer …'."
-        )
-
-
-def _is_from_here() -> bool:
-    """A proxy on this machine would make every caller look local: its headers give it away."""
-    if any(header in request.headers for header in PROXY_HEADERS):
-        return False
-    try:
-        address = ipaddress.ip_address(request.remote_addr or "")
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+# ── what went wrong ──────────────────────────────────────────────────────────────────────────────────
 
 
 _STATUS = {"bad_request": 400, "unauthorized": 401, "not_found": 404, "ledger_unavailable": 503}
 
 
-def _error(status: int, code: str, message: str, hint: str, **more: str) -> tuple[Response, int]:
-    return jsonify({**more, "error": {"code": code, "message": message, "hint": hint}}), status
+def _error_facts(code: str, message: str, hint: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message, "hint": hint}}
+
+
+def _error(status: int, code: str, message: str, hint: str) -> tuple[Response, int]:
+    return jsonify(_error_facts(code, message, hint)), status
 
 
 def _replicator_error(error: ReplicatorError) -> tuple[Response, int]:

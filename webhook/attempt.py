@@ -11,11 +11,12 @@ from typing import Any
 import structlog
 
 from webhook import retry
-from webhook.copier import Copier, Known, Outcome
-from webhook.entries import Buried, Claim, Ending, Released, Retried, Settled
+from webhook.copier import Copier, Known, Outcome, OutcomeKind
+from webhook.deletes import Deletes
+from webhook.entries import Buried, Claim, Deferred, Ending, Held, Released, Retried, Settled
 from webhook.errors import LeaseLost, ReplicatorError, StoreError
 from webhook.ledger import Ledger
-from webhook.rules import Rule
+from webhook.rules import Rule, Rules
 
 log = structlog.get_logger("webhook.attempt")
 
@@ -58,35 +59,50 @@ class Task:
     ended_at: float = 0.0
 
 
-def attempt(task: Task, *, rules: Mapping[str, Rule], copier: Copier, attempts_max: int) -> Ending:
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What attempts of one process are made with; `copiers` by the name of their target."""
+
+    rules: Rules
+    copiers: Mapping[str, Copier]
+    deletes: Deletes
+    attempts_max: int
+
+
+def attempt(task: Task, means: Means) -> Ending:
     """Copies one claimed entry. Never raises: whatever a copy meets is the entry's, not the thread's."""
     task.began_at = time.time()
-    ending = _attempt(task, rules=rules, copier=copier, attempts_max=attempts_max)
+    ending = _attempt(task, means)
     task.ended_at = time.time()
     return ending
 
 
-def _attempt(task: Task, *, rules: Mapping[str, Rule], copier: Copier, attempts_max: int) -> Ending:
+def _attempt(task: Task, means: Means) -> Ending:
     claim = task.claim
-    if claim.attempts > attempts_max:
+    if claim.attempts > means.attempts_max:
         text = f"{claim.attempts - 1} workers died or hung on this entry"
         return Buried(claim=claim, error_code="worker_lost", error=text)
     try:
-        rule = _rule(rules, claim)
-        return _settled(claim, copier.copy_object(rule, claim.key, permit=task.lease, known=_known(claim)))
+        rule = _rule(means.rules, claim)
+        copier = means.copiers[rule.target]
+        outcome = copier.copy_object(rule, claim.key, permit=task.lease, known=_known(claim))
+        if outcome.kind is OutcomeKind.GONE and rule.deletes:
+            return means.deletes.ending(claim, rule, copier, task.lease)
+        return _settled(claim, outcome)
     except LeaseLost:
         # Ended because the process stops: it is handed back. Lost to another worker: the ledger ignores it.
         return Released(claim=claim)
     except Exception as error:  # noqa: BLE001
-        return _after(claim, error, attempts_max=attempts_max)
+        return _after(claim, error, attempts_max=means.attempts_max)
 
 
-def _rule(rules: Mapping[str, Rule], claim: Claim) -> Rule:
-    if claim.rule not in rules:
+def _rule(rules: Rules, claim: Claim) -> Rule:
+    rule = rules.named(claim.rule)
+    if rule is None:
         raise ReplicatorError(
             f"there is no rule {claim.rule!r} any more", hint="Bring the rule back, or drop its entries."
         )
-    return rules[claim.rule]
+    return rule
 
 
 def _after(claim: Claim, error: Exception, *, attempts_max: int) -> Ending:
@@ -120,6 +136,13 @@ def _known(claim: Claim) -> Known:
 
 
 def _settled(claim: Claim, outcome: Outcome) -> Settled:
+    if outcome.kind is OutcomeKind.GONE:  # what was copied before is at the target still, and this service's
+        return Settled(
+            claim=claim,
+            outcome=str(outcome.kind),
+            source_etag=claim.source_etag,
+            target_etag=claim.target_etag,
+        )
     return Settled(
         claim=claim,
         outcome=str(outcome.kind),
@@ -163,3 +186,7 @@ def log_ending(task: Task, ending: Ending) -> None:
             log.error("failed", error=ending.error, **facts)
         case Released():
             log.info("handed back", **facts)
+        case Deferred():
+            log.info("gone at the source", looks_again_s=round(ending.after_s, 2), **facts)
+        case Held():
+            log.warning("delete held back", **facts)

@@ -28,6 +28,7 @@ class OutcomeKind(enum.StrEnum):
     REPLICATED = "replicated"
     UNCHANGED = "unchanged"
     GONE = "gone"
+    DELETED = "deleted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +63,17 @@ class Known:
 
 
 class Copier:
-    """Thread-safe. One for each process: it owns the process's memory for object data."""
+    """Thread-safe. One for each target in a process; `budget` is the whole process's."""
 
-    def __init__(self, source: Source, target: Target, settings: CopySettings) -> None:
+    def __init__(self, source: Source, target: Target, settings: CopySettings, budget: MemoryBudget) -> None:
         self._source = source
         self._target = target
         self._settings = settings
         self._holdings = Holdings()
         self._target_shows_md5 = False
         """Whether an object's ETag at the target was the MD5 of what was sent."""
-        self._budget = MemoryBudget(settings.memory_budget_bytes)
-        self._multipart = Multipart(source, target, settings, self._budget)
+        self._budget = budget
+        self._multipart = Multipart(source, target, settings, budget)
 
     def close(self) -> None:
         """Ends the threads that copy parts."""
@@ -91,7 +92,7 @@ class Copier:
         """
         known = known or Known()
         job = Job(rule=rule, key=key, permit=permit, left_over=known.upload, digests_all=known.is_retry)
-        may_be_new = known.is_first and self._settings.overwrite == "changed"
+        may_be_new = known.is_first and rule.overwrite == "changed"
         outcome = None
         if may_be_new and self._target.heeds_only_new:
             with contextlib.suppress(KeyExists):
@@ -101,12 +102,31 @@ class Copier:
             self._multipart.discard_left_over(job)
         return outcome
 
+    def present(self, rule: Rule, key: str) -> ObjectInfo | None:
+        """The target's object for a key of the source; None where there is none. Raises: StoreError."""
+        return self._target.head(rule.target_bucket, rule.target_key(key))
+
+    def remove_copy(self, rule: Rule, key: str, *, permit: Permit) -> bool:
+        """Deletes the target's object if the source, asked anew, has no such key; else does nothing.
+
+        Nothing but "no such key" in a bucket that is there counts as gone. Gives whether it deleted. Safe to
+        repeat. Raises: StoreError, LeaseLost.
+        """
+        try:
+            self._source.head(rule.source_bucket, key)
+        except NoSuchKey:
+            self._source.check(rule.source_bucket)
+            permit.check()
+            self._target.delete(rule.target_bucket, rule.target_key(key))
+            return True
+        return False
+
     def _look(self, job: Job, known: Known) -> Outcome | None:
         """The outcome where there is nothing to copy; None where there is, or the source must be asked."""
-        present = self._target.head(job.rule.target_bucket, job.key)
+        present = self._target.head(job.rule.target_bucket, job.target_key)
         if present is None:
             return None
-        if self._settings.overwrite == "never":
+        if job.rule.overwrite == "never":
             return _unchanged(present, lost=("content: OVERWRITE=never",))
         try:
             wanted = self._source.head(job.rule.source_bucket, job.key)
@@ -115,7 +135,7 @@ class Copier:
         if not self._is_equal(job, wanted, present, known):
             return None
         lost = self._holdings.lost(wanted.properties, known.lost)
-        if wanted.tag_count and (not self._target.takes_tags or "tags" in known.lost):
+        if job.rule.tags and wanted.tag_count and (not self._target.takes_tags or "tags" in known.lost):
             lost += ("tags",)
         return _unchanged(present, source=wanted, lost=lost)
 
@@ -133,8 +153,8 @@ class Copier:
             except NoSuchKey:
                 return self._confirm_gone(job)
             info = reading.info
-            tags = self._source.tags(rule.source_bucket, job.key) if info.tag_count else {}
-            attributes = Attributes(properties=info.properties, tags=tags)
+            tags = self._source.tags(rule.source_bucket, job.key) if rule.tags and info.tag_count else {}
+            attributes = Attributes(properties=info.properties, tags=tags, storage_class=rule.storage_class)
             is_whole = info.parts_count == 0 and info.size <= self._settings.whole_max_bytes
             if is_whole:
                 body = held.enter_context(self._budget.body(info.size))
@@ -144,10 +164,10 @@ class Copier:
                 copied = self._write_whole(job, info, body, attributes, only_new=only_new)
                 if try_only_new:
                     job.permit.check()
-                    self._target.try_only_new(rule.target_bucket, job.key, body, attributes)
+                    self._target.try_only_new(rule.target_bucket, job.target_key, body, attributes)
         if not is_whole:
-            if only_new and self._target.head(rule.target_bucket, job.key):
-                place = self._target.place("HeadObject", rule.target_bucket, job.key)
+            if only_new and self._target.head(rule.target_bucket, job.target_key):
+                place = self._target.place("HeadObject", rule.target_bucket, job.target_key)
                 raise KeyExists("the key is there", place)
             copied = self._multipart.copy(job, info, attributes)
         return Outcome(
@@ -166,7 +186,7 @@ class Copier:
         if "expires" in copied.lost:
             sent = replace(sent, expires="")
         if not self._holdings.knows(sent):
-            found = self._target.head(job.rule.target_bucket, job.key)
+            found = self._target.head(job.rule.target_bucket, job.target_key)
             if found and found.etag == copied.written.etag:
                 return copied.lost + self._holdings.learn(sent, found)
         return copied.lost + self._holdings.lost(sent)
@@ -182,9 +202,10 @@ class Copier:
         shown = self._holdings.same(wanted.properties, present.properties, lost_before=known.lost)
         if not content or not shown:
             return False
-        if not self._target.takes_tags or not (wanted.tag_count or present.tag_count):
+        has_tags = wanted.tag_count or present.tag_count
+        if not has_tags or not job.rule.tags or not self._target.takes_tags:
             return True
-        held = self._target.tags(job.rule.target_bucket, job.key)
+        held = self._target.tags(job.rule.target_bucket, job.target_key)
         return not self._target.takes_tags or held == self._source.tags(job.rule.source_bucket, job.key)
 
     # ── one request ──────────────────────────────────────────────────────────────────────────────────
@@ -202,7 +223,7 @@ class Copier:
         job.permit.check()
         try:
             written, lost = self._target.put(
-                job.rule.target_bucket, job.key, body, md5, attributes, only_new=only_new
+                job.rule.target_bucket, job.target_key, body, md5, attributes, only_new=only_new
             )
         except StoreFailed:
             verify_read(job, info, _md5(body).hex())  # it may be the digest that the store minds
@@ -218,7 +239,7 @@ class Copier:
         """By ETag; by size where that means nothing, and for folder markers (SeaweedFS stores them empty)."""
         if not written.is_opaque and written.etag not in ("", expected):
             raise corrupted(job, "object", expected=expected, found=written.etag)
-        if written.etag != expected or (job.key.endswith("/") and size):
+        if written.etag != expected or (job.target_key.endswith("/") and size):
             verify_size(self._target, job, size=size)
 
 

@@ -18,6 +18,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPICursor
 
 from webhook.errors import LedgerUnavailable, LedgerVersionError, SettingsError
@@ -67,6 +68,14 @@ ENTRIES = sa.Table(
     sa.Column("upload", sa.Text),
     # JSON list of the latest attempts, oldest first
     sa.Column("history", sa.Text),
+    # since when something is asked for that has not been settled; NULL: nothing is
+    sa.Column("asked_at", sa.Double),
+    # 1: an event told that the source's object was removed
+    sa.Column("removal_told", sa.Integer),
+    # when the source was found to have no such key any more, while a delete is pending, held or just done
+    sa.Column("gone_at", sa.Double),
+    # when a sweep found a change that no event had told of
+    sa.Column("missed_at", sa.Double),
 )
 
 QUARANTINE = sa.Table(
@@ -78,6 +87,83 @@ QUARANTINE = sa.Table(
     sa.Column("times_seen", sa.BigInteger),
     sa.Column("first_seen_at", sa.Double),
     sa.Column("last_seen_at", sa.Double),
+)
+
+RULES = sa.Table(
+    "rules",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    # what it says of where objects come from and go to, and since when it says so
+    sa.Column("shape", sa.Text),
+    sa.Column("first_seen_at", sa.Double),
+    # when and why the delete breaker tripped; NULL: it has not
+    sa.Column("tripped_at", sa.Double),
+    sa.Column("trip_reason", sa.Text),
+    # deletes before this time do not count for the breaker: a person has decided about them
+    sa.Column("counted_from", sa.Double),
+)
+
+SWEEPS = sa.Table(
+    "sweeps",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("rule", sa.Text),
+    sa.Column("prefix", sa.Text),
+    # who wanted it: "start", "interval", "request", "command"
+    sa.Column("cause", sa.Text),
+    # "open": to be done or under way; "complete"; "dropped": its rule is no more
+    sa.Column("state", sa.Text),
+    # the last source key that was compared
+    sa.Column("cursor", sa.Text),
+    # the sides whose listing had to be sorted on disk
+    sa.Column("on_disk", sa.Text),
+    sa.Column("asked_at", sa.Double),
+    sa.Column("due_at", sa.Double),
+    sa.Column("started_at", sa.Double),
+    # by the source's clock: what was there before this time has been seen
+    sa.Column("proves_at", sa.Double),
+    sa.Column("ended_at", sa.Double),
+    sa.Column("worker", sa.Text),
+    sa.Column("error", sa.Text),
+    sa.Column("compared", sa.BigInteger),
+    sa.Column("compared_bytes", sa.BigInteger),
+    sa.Column("missing", sa.BigInteger),
+    sa.Column("different", sa.BigInteger),
+    sa.Column("unproven", sa.BigInteger),
+    sa.Column("extra", sa.BigInteger),
+    sa.Column("kept", sa.BigInteger),
+    # how many it asked the workers to look at
+    sa.Column("put", sa.BigInteger),
+)
+
+LEASES = sa.Table(
+    "leases",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("worker", sa.Text),
+    sa.Column("until", sa.Double),
+)
+
+WORKERS = sa.Table(
+    "workers",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("version", sa.Text),
+    sa.Column("threads", sa.Integer),
+    sa.Column("started_at", sa.Double),
+    sa.Column("seen_at", sa.Double),
+)
+
+MINUTES = sa.Table(
+    "minutes",
+    METADATA,
+    sa.Column("minute", sa.BigInteger, primary_key=True),
+    sa.Column("rule", sa.Text, primary_key=True),
+    sa.Column("lane", sa.Text, primary_key=True),
+    # of the time from the change to its settling: see webhook.progress
+    sa.Column("bucket", sa.Integer, primary_key=True),
+    sa.Column("objects", sa.BigInteger),
+    sa.Column("bytes", sa.BigInteger),
 )
 
 
@@ -196,6 +282,11 @@ def writing(engine: sa.Engine, *, durable: bool) -> Iterator[DBAPICursor]:
         except BaseException as error:
             connection.invalidate(error)
             raise
+
+
+def insert_or(engine_name: str, table: sa.Table) -> Any:
+    """INSERT … ON CONFLICT, which both dialects spell alike and SQLAlchemy keeps apart."""
+    return (postgresql if engine_name == "postgresql" else sqlite).insert(table)
 
 
 def _begin_sqlite(connection: sa.PoolProxiedConnection, cursor: DBAPICursor, synchronous: str) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WAITING, RUNNING, SETTLED, FAILED = "waiting", "running", "settled", "failed"
-STATES = (WAITING, RUNNING, SETTLED, FAILED)
+WAITING, RUNNING, SETTLED, FAILED, HELD = "waiting", "running", "settled", "failed", "held"
+STATES = (WAITING, RUNNING, SETTLED, FAILED, HELD)
 LIVE, BACKFILL = "live", "backfill"
 LANES = (LIVE, BACKFILL)
 EVENT_ID_CHARS = 16
@@ -24,6 +24,11 @@ class Request:
     event_id: str = ""
     """16 characters that tell a repeated event; "" for a request that is not an event."""
     event_at: float = 0.0
+    """When the source changed, as far as is known; 0.0: it is not known."""
+    is_removal: bool = False
+    """Whether an event tells that the source's object was removed."""
+    missed_at: float | None = None
+    """When a sweep found what no event had told of; None: it is no such request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,10 @@ class Claim:
     lost: str
     """JSON list, as `history`."""
     history: str
+    gone_at: float | None = None
+    """When the source was found to have no such key any more, where a delete is pending."""
+    removal_told: int = 0
+    """1: an event told that the source's object was removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +80,8 @@ class Settled:
     cid: str | None = None
     lost: tuple[str, ...] = ()
     bytes_copied: int = 0
+    gone_at: float | None = None
+    """For a delete that was carried out: when the source was found to have no such key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,4 +112,19 @@ class Released:
     claim: Claim
 
 
-Ending = Settled | Retried | Buried | Released
+@dataclass(frozen=True, kw_only=True)
+class Deferred:
+    """The end of a claim that found the source without the key: looked at again before a delete."""
+
+    claim: Claim
+    after_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """The end of a claim whose delete waits for a person."""
+
+    claim: Claim
+
+
+Ending = Settled | Retried | Buried | Released | Deferred | Held

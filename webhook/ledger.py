@@ -26,6 +26,7 @@ import itertools
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -44,8 +45,21 @@ from webhook.database import (
     translated_errors,
     writing,
 )
-from webhook.entries import FAILED, LANES, LIVE, RUNNING, STATES, WAITING, Claim, Ending, Misfit, Request
+from webhook.entries import (
+    FAILED,
+    LANES,
+    LIVE,
+    RUNNING,
+    STATES,
+    WAITING,
+    Claim,
+    Ending,
+    Misfit,
+    Request,
+    Settled,
+)
 from webhook.errors import LedgerUnavailable
+from webhook.lags import bucket_of
 from webhook.together import Together
 
 Row = dict[str, Any]
@@ -72,7 +86,7 @@ class Ledger:
     def __init__(self, engine: sa.Engine, *, clock: Callable[[], float] = time.time) -> None:
         self._engine = engine
         self._reader = engine.execution_options(only_reads=True)
-        self._clock = clock
+        self.clock = clock
         self._one_writer = threading.Lock() if engine.dialect.name == "sqlite" else None
         self._listeners: list[Callable[[], None]] = []
         self._sql = statements.Statements(engine)
@@ -107,7 +121,7 @@ class Ledger:
         event id that the entry has already seen changes nothing. An entry in back-off keeps its due time:
         what keeps failing and keeps changing does not run hot. Safe to repeat.
         """
-        now = self._clock()
+        now = self.clock()
         rows = [statements.new_row(request, lane=lane, now=now) for request in requests]
         kept = [statements.misfit_row(misfit, now=now) for misfit in misfits]
         self._put_together((rows, kept))
@@ -116,7 +130,7 @@ class Ledger:
         rows = [row for of_call, _ in calls for row in of_call]
         kept = [row for _, of_call in calls for row in of_call]
         taker, limit, asked_at, claims = self._taker, 0, time.monotonic(), []
-        with self._writing() as cursor:
+        with self.writing() as cursor:
             if rows:
                 rows.sort(key=lambda row: (row["rule"], row["key"]))  # one order for all: no deadlocks
                 self._sql.put.run(cursor, *rows)
@@ -128,26 +142,25 @@ class Ledger:
         if taker and claims:
             taker.take(claims, asked_at)
         if len(claims) >= limit:  # else nothing is left that is due
-            self._tell_listeners()
+            self.tell_listeners()
 
     def put_now(self, request: Request) -> int:
         """Records one request that does not wait for a back-off to end; gives the entry's generation.
 
         Its listeners are not called: who asks in this way claims the entry itself.
         """
-        row = statements.new_row(request, lane=LIVE, now=self._clock())
-        with self._writing() as cursor:
+        row = statements.new_row(request, lane=LIVE, now=self.clock())
+        with self.writing() as cursor:
             asked = self._sql.put_now.run(cursor, row).fetchall()
         return int(asked[0][0])
 
     def revive(self, *, rule: str | None = None, prefix: str = "", error_code: str | None = None) -> int:
         """Makes failed entries waiting again, from their first attempt on; gives how many."""
-        with self._writing() as cursor:
-            statement = statements.update_in_order(*statements.failed(rule, prefix, error_code)).values(
-                state=WAITING, due_at=self._clock(), attempts=0, backoff_s=0.0, generation=ROW.generation + 1
-            )
-            count = Compiled(statement, self._engine).run(cursor).rowcount
-        self._tell_listeners()
+        statement = statements.update_in_order(*statements.failed(rule, prefix, error_code)).values(
+            state=WAITING, due_at=self.clock(), attempts=0, backoff_s=0.0, generation=ROW.generation + 1
+        )
+        count = int(self.run(statement))
+        self.tell_listeners()
         return count
 
     # ── working ──────────────────────────────────────────────────────────────────────────────────────
@@ -156,12 +169,12 @@ class Ledger:
         """Up to `limit` entries that are due, live lane first, also those whose lease ran out."""
         if not self._anything_due():
             return []
-        with self._writing(durable=False) as cursor:
+        with self.writing(durable=False) as cursor:
             return self._claim(cursor, limit, worker=worker, lease_s=lease_s)
 
     def _claim(self, cursor: DBAPICursor, limit: int, *, worker: str, lease_s: float) -> list[Claim]:
         claims: list[Claim] = []
-        taken = {"_worker": worker, "_now": (now := self._clock()), "_until": now + lease_s}
+        taken = {"_worker": worker, "_now": (now := self.clock()), "_until": now + lease_s}
         for lane in LANES:
             if len(claims) < limit:
                 due = {"_lane": lane, "_limit": limit - len(claims)}
@@ -170,8 +183,8 @@ class Ledger:
 
     def claim_one(self, rule: str, key: str, *, worker: str, lease_s: float) -> Claim | None:
         """This entry, if it is waiting (due or not) or its lease ran out; None otherwise."""
-        with self._writing(durable=False) as cursor:
-            taken = {"_worker": worker, "_now": (now := self._clock()), "_until": now + lease_s}
+        with self.writing(durable=False) as cursor:
+            taken = {"_worker": worker, "_now": (now := self.clock()), "_until": now + lease_s}
             found = self._sql.claim_one.run(cursor, {**taken, "_rule": rule, "_key": key})
             claims = statements.claims(found.fetchall(), now)
         return claims[0] if claims else None
@@ -179,38 +192,40 @@ class Ledger:
     def extend(self, claims: Sequence[Claim], *, lease_s: float) -> list[Claim]:
         """Prolongs the leases that are still held, and gives the claims that are not."""
         in_order = sorted(claims, key=lambda each: (each.rule, each.key))
-        with self._writing(durable=False) as cursor:
-            until = {"_until": self._clock() + lease_s}
+        with self.writing(durable=False) as cursor:
+            until = {"_until": self.clock() + lease_s}
             rows = [(claim, statements.held_row(claim) | until) for claim in in_order]
             return [claim for claim, row in rows if self._sql.extend.run(cursor, row).rowcount == 0]
 
     def note_upload(self, claim: Claim, note: str | None) -> None:
         """Keeps a note of an unfinished multipart upload with the entry."""
-        with self._writing() as cursor:
+        with self.writing() as cursor:
             self._sql.note_upload.run(cursor, statements.held_row(claim) | {"_upload": note})
 
     def finish(self, endings: Sequence[Ending]) -> int:
         """Ends claims, all in one transaction; gives how many of them were still held."""
-        now = self._clock()
+        now = self.clock()
         in_order = sorted(endings, key=lambda each: (each.claim.rule, each.claim.key))
-        with self._writing(durable=False) as cursor:
+        with self.writing(durable=False) as cursor:
             held = 0
             for kind, group in itertools.groupby(in_order, key=type):
                 rows = [statements.ending_row(ending, now) for ending in group]
                 held += self._sql.finish[kind].run(cursor, *rows).rowcount
+            if minutes := _minutes(endings, now):
+                self._sql.count_minutes.run(cursor, *minutes)
         if held:
-            self._tell_listeners()
+            self.tell_listeners()
         return held
 
     def release_of(self, is_dead: Callable[[str], bool]) -> int:
         """Makes the running entries of workers that are known to be dead due at once; gives how many."""
-        now = {"_now": self._clock()}
+        now = {"_now": self.clock()}
         with reading(self._engine) as cursor:
             workers = [str(worker) for (worker,) in self._sql.workers.run(cursor, now).fetchall()]
         dead = [worker for worker in workers if is_dead(worker)]
         if not dead:
             return 0
-        with self._writing(durable=False) as cursor:
+        with self.writing(durable=False) as cursor:
             return sum(self._sql.release_of.run(cursor, now | {"_worker": each}).rowcount for each in dead)
 
     # ── looking ──────────────────────────────────────────────────────────────────────────────────────
@@ -219,7 +234,7 @@ class Ledger:
         """Everything known about one key: the row, its JSON columns read."""
         if "\0" in rule + key:  # no entry has one, and PostgreSQL will not hear of it
             return None
-        with self._reading() as connection:
+        with self.reading() as connection:
             wanted = ENTRIES.select().where(ROW.rule == rule, ROW.key == key)
             row = connection.execute(wanted).mappings().first()
         return statements.readable(row) if row else None
@@ -227,7 +242,7 @@ class Ledger:
     def ending_of(self, rule: str, key: str, *, generation: int) -> Ending | None:
         """How the claim ended that served this generation or a later one; None: none has yet."""
         row = ENTRIES.select().where(ROW.rule == rule, ROW.key == key, ROW.state != RUNNING)
-        with self._reading() as connection:
+        with self.reading() as connection:
             found = connection.execute(row).mappings().first()
         attempts = json.loads(found["history"]) if found else []
         if found is None or not attempts or attempts[-1]["generation"] < generation:
@@ -236,16 +251,35 @@ class Ledger:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """state → lane → number of entries; all states and lanes are there."""
-        counts = {state: dict.fromkeys(LANES, 0) for state in STATES}
-        statement = sa.select(ROW.state, ROW.lane, sa.func.count()).group_by(ROW.state, ROW.lane)
-        with self._reading() as connection:
-            for state, lane, number in connection.execute(statement):
-                counts[state][lane] = number
+        return self.counts_by_rule().get(None, _no_counts())
+
+    def counts_by_rule(self) -> dict[str | None, dict[str, dict[str, int]]]:
+        """rule → state → lane → number of entries, and under None those of all rules."""
+        counts: dict[str | None, dict[str, dict[str, int]]] = {}
+        columns = (ROW.rule, ROW.state, ROW.lane)
+        with self.reading() as connection:
+            found = connection.execute(sa.select(*columns, sa.func.count()).group_by(*columns))
+            for rule, state, lane, number in found:
+                for name in (rule, None):
+                    counts.setdefault(name, _no_counts())[state][lane] += number
         return counts
+
+    def backlog(self, lane: str, *, limit: int) -> int:
+        """How many entries of a lane are waiting or running, counted up to a limit."""
+        some = sa.select(sa.literal(1)).where(ROW.lane == lane, ROW.due_at.is_not(None)).limit(limit)
+        with self.reading() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(some.subquery())).scalar_one()
+
+    def known(self, rule: str, keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        """What a sweep wants to know of these keys: key → state, outcome and ETags, of those on record."""
+        columns = (ROW.key, ROW.state, ROW.outcome, ROW.source_etag, ROW.target_etag, ROW.gone_at)
+        wanted = sa.select(*columns).where(ROW.rule == rule, ROW.key.in_(keys))
+        with self.reading() as connection:
+            return {row["key"]: dict(row) for row in connection.execute(wanted).mappings()}
 
     def quarantined(self) -> int:
         """How many different records are in quarantine."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return connection.execute(sa.select(sa.func.count()).select_from(QUARANTINE)).scalar_one()
 
     def failures(
@@ -254,50 +288,49 @@ class Ledger:
         """Failed entries in key order, at most FAILURES_PAGE_MAX."""
         wanted = ENTRIES.select().where(*statements.failed(rule, prefix, error_code))
         page = wanted.order_by(ROW.rule, ROW.key).limit(min(limit, FAILURES_PAGE_MAX))
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [statements.readable(row) for row in connection.execute(page).mappings()]
 
     def failed_with_upload(self, *, before: float) -> list[Claim]:
         """The last claims of entries that failed before that time and left an upload, some at a time."""
         wanted = ENTRIES.select().where(*statements.failed(None, "", None), ROW.upload.is_not(None))
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(wanted.limit(FAILURES_PAGE_MAX)).mappings().all()
         return [claim for claim, ended_at in map(statements.last_claim, rows) if ended_at < before]
 
     def drop_upload(self, claim: Claim) -> None:
         """Forgets the upload of an entry that has failed, unless somebody asked for it meanwhile."""
         last = (ROW.rule == claim.rule, ROW.key == claim.key, ROW.claim_number == claim.number)
-        with self._writing() as cursor:
-            statement = sa.update(ENTRIES).where(*last, ROW.state == FAILED).values(upload=None)
-            Compiled(statement, self._engine).run(cursor)
+        self.run(sa.update(ENTRIES).where(*last, ROW.state == FAILED).values(upload=None))
 
     def check(self) -> None:
         """Raises LedgerUnavailable unless a write can begin."""
-        with self._writing() as cursor:
-            nothing = sa.delete(QUARANTINE).where(QUARANTINE.c.record_id == "")
-            Compiled(nothing, self._engine).run(cursor)
+        self.run(sa.delete(QUARANTINE).where(QUARANTINE.c.record_id == ""))
 
-    # ── inside ───────────────────────────────────────────────────────────────────────────────────────
+    # ── the database ───────────────────────────────────────────────────────────────────────────────────────
 
     def _anything_due(self) -> bool:
         """A read that takes no lock: idle workers ask many times a second."""
         with reading(self._engine) as cursor:
             first = self._sql.next_due.run(cursor).fetchall()[0]
-        now = self._clock()
+        now = self.clock()
         return any(due_at is not None and due_at <= now for due_at in first)
 
-    def _tell_listeners(self) -> None:
+    def tell_listeners(self) -> None:
+        """Something may be due that was not put."""
         for listener in self._listeners:
             listener()
 
     @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection for what changes nothing; for the modules that keep more in the same database."""
         with translated_errors(), self._reader.connect() as connection:
             yield connection
 
     @contextmanager
-    def _writing(self, *, durable: bool = True) -> Iterator[DBAPICursor]:
-        """A transaction. An answered event survives a power cut; who works on what would be found out anew.
+    def writing(self, *, durable: bool = True) -> Iterator[DBAPICursor]:
+        """A transaction. `durable`: it survives a power cut, as an answered event must; who works on what
+        would be found out anew.
 
         Threads queue for SQLite's one write lock here: its own waiting sleeps longer.
         """
@@ -312,3 +345,38 @@ class Ledger:
         finally:
             if self._one_writer:
                 self._one_writer.release()
+
+    def run(self, *all_of: Any, durable: bool = True) -> Any:
+        """Statements in one transaction; gives the last one's rows where it returns some, else how many
+        rows it changed.
+        """
+        with self.writing(durable=durable) as cursor:
+            for statement in all_of:
+                done = Compiled(statement, self._engine).run(cursor)
+            return done.fetchall() if done.description else done.rowcount
+
+    @property
+    def dialect(self) -> str:
+        """ "sqlite" or "postgresql", for statements that the two spell differently."""
+        return self._engine.dialect.name
+
+
+def _no_counts() -> dict[str, dict[str, int]]:
+    return {state: dict.fromkeys(LANES, 0) for state in STATES}
+
+
+def _minutes(endings: Sequence[Ending], now: float) -> list[Row]:
+    """What a minute's counts grow by: one row for each rule, lane and bucket of lag, in key order."""
+    objects: Counter[tuple[str, str, int]] = Counter()
+    sizes: Counter[tuple[str, str, int]] = Counter()
+    for each in endings:
+        if isinstance(each, Settled):
+            group = (each.claim.rule, each.claim.lane, bucket_of(now - each.claim.event_at))
+            objects[group] += 1
+            sizes[group] += each.bytes_copied
+    names = ("minute", "rule", "lane", "bucket", "objects", "bytes")
+    minute = int(now // 60)
+    return [
+        dict(zip(names, (minute, *group, objects[group], sizes[group]), strict=True))
+        for group in sorted(objects)
+    ]

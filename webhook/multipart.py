@@ -57,6 +57,11 @@ class Job:
     digests_all: bool = False
     """Whether every piece is digested on its way, so that damage is noticed at once and not at the end."""
 
+    @property
+    def target_key(self) -> str:
+        """The key at the target; `key` is the source's."""
+        return self.rule.target_key(self.key)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Copied:
@@ -150,7 +155,7 @@ class Multipart:
     def discard(self, rule: Rule, key: str, note: str) -> None:
         """Ends the upload that a note names. Raises: StoreError."""
         if upload := _Upload.of(note):
-            self._target.abort_upload(rule.target_bucket, key, upload.id)
+            self._target.abort_upload(rule.target_bucket, rule.target_key(key), upload.id)
 
     # ── where to cut ─────────────────────────────────────────────────────────────────────────────────
 
@@ -192,7 +197,10 @@ class Multipart:
 
     def _own_part_size(self, job: Job, info: ObjectInfo) -> int:
         place = Place(
-            side="target", operation="CreateMultipartUpload", bucket=job.rule.target_bucket, key=job.key
+            side="target",
+            operation="CreateMultipartUpload",
+            bucket=job.rule.target_bucket,
+            key=job.target_key,
         )
         memory = self._settings.memory_budget_bytes
         try:
@@ -211,7 +219,7 @@ class Multipart:
 
         What can be gone on with stays there when it fails: the note in the ledger names it.
         """
-        bucket, key = job.rule.target_bucket, job.key
+        bucket, key = job.rule.target_bucket, job.target_key
         job.permit.check()
         upload, there = self._begin(job, info, plan)
         try:
@@ -234,12 +242,12 @@ class Multipart:
         bucket, digest = job.rule.target_bucket, plan.digest(info)
         left_over = _Upload.of(job.left_over)
         if left_over and left_over.plan == digest:
-            there = self._target.uploaded_parts(bucket, job.key, left_over.id)
+            there = self._target.uploaded_parts(bucket, job.target_key, left_over.id)
             if there is not None:
                 return left_over, there
         else:
             self.discard_left_over(job)
-        upload_id, lost = self._target.create_upload(bucket, job.key, plan.attributes)
+        upload_id, lost = self._target.create_upload(bucket, job.target_key, plan.attributes)
         upload = _Upload(id=upload_id, plan=digest, lost=lost)
         job.permit.note_upload(upload.note())
         return upload, {}
@@ -314,7 +322,7 @@ class Multipart:
     def _put_part(self, job: Job, sending: _Sending, body: memoryview, md5: bytes | None) -> bytes:
         """Gives the part's MD5: the target's where none is given, which the object's ETag will prove."""
         bucket, number = job.rule.target_bucket, sending.part.number
-        written = self._target.put_part(bucket, job.key, sending.upload_id, number, body, md5)
+        written = self._target.put_part(bucket, job.target_key, sending.upload_id, number, body, md5)
         if md5 is None and MD5_ETAG.fullmatch(written.etag) and not written.is_opaque:
             return bytes.fromhex(written.etag)
         md5 = md5 or hashlib.md5(body, usedforsecurity=False).digest()
@@ -372,7 +380,7 @@ def verify_read(job: Job, info: ObjectInfo, md5: str) -> None:
 
 def verify_size(target: Target, job: Job, *, size: int) -> None:
     """Raises IntegrityError unless the target's object has this size."""
-    found = target.head(job.rule.target_bucket, job.key)
+    found = target.head(job.rule.target_bucket, job.target_key)
     if found is None or found.size != size:
         has = f"{found.size} bytes" if found else "nothing"
         raise corrupted(job, "object", expected=f"{size} bytes", found=has)
@@ -381,6 +389,7 @@ def verify_size(target: Target, job: Job, *, size: int) -> None:
 def corrupted(job: Job, what: str, *, expected: str, found: str) -> IntegrityError:
     """The error for a target that has something else than was sent."""
     return IntegrityError(
-        f"target {job.rule.target_bucket}/{job.key!r}: {what} sent was {expected}, the store has {found}",
+        f"target {job.rule.target_bucket}/{job.target_key!r}: {what} sent was {expected}, "
+        f"the store has {found}",
         hint="It is written again. If this stays, something on the way to the target changes the data.",
     )

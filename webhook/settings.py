@@ -6,19 +6,29 @@ Every problem is reported in one `SettingsError`; no message and no repr contain
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
-from urllib.parse import urlsplit
 
 import certifi
 from dotenv import dotenv_values
 
+from webhook import conflicts, presets, rulesfile
 from webhook.errors import SettingsError
+from webhook.presets import Preset
+from webhook.rules import Rules, Template
+from webhook.rulesfile import (
+    ENVIRONMENT_TARGET,
+    OVERWRITE,
+    Defaults,
+    TargetTable,
+    source_problem,
+    target_bucket_problem,
+)
+from webhook.variables import Variables
 
 MIB = 1024 * 1024
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +40,10 @@ class StoreSettings:
     access_key: str = field(repr=False)
     secret_key: str = field(repr=False)
     region: str
-    bucket: str
     ca_file: str = field(default_factory=certifi.where)
     """The certificates that the store is checked against: a PEM file."""
-    storage_class: str = ""
-    """What objects are written with; empty: whatever the store gives them."""
+    preset: Preset = presets.OTHER
+    """What is known beforehand of the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +80,6 @@ class WorkerSettings:
 class CopySettings:
     """How objects are carried over."""
 
-    overwrite: str
-    """"changed": the target follows the source; "never": an existing key at the target is left alone."""
     memory_budget_bytes: int
     """Object data held in memory by one process, at most."""
     whole_max_bytes: int
@@ -82,14 +89,31 @@ class CopySettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeleteSettings:
+    """What guards deletes, for the rules that propagate them."""
+
+    grace_s: float
+    """How long an object must stay gone at the source before the target's is deleted."""
+    breaker_max: int
+    """More keys of one rule than this, if they would go within an hour, wait for a person."""
+    breaker_share: float
+    """So does more than this share of a rule's keys; from 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """All settings of one process."""
 
     source: StoreSettings
-    target: StoreSettings
+    targets: Mapping[str, StoreSettings]
+    """The target stores, by name; "filebase" is the one of the FILEBASE_* variables."""
+    rules: Rules
     web: WebSettings
     worker: WorkerSettings
     copy: CopySettings
+    deletes: DeleteSettings
+    reconcile_interval_s: float
+    """How often both sides are listed and compared; 0: never."""
     database_url: str = field(repr=False)
     log_format: str
 
@@ -101,15 +125,21 @@ def load(folder: Path | None = None) -> Settings:
     """
     env_file = (folder or Path.cwd()) / ".env"
     values = {name: value for name, value in dotenv_values(env_file).items() if value is not None}
-    return from_environ({**values, **os.environ})
+    return from_environ({**values, **os.environ}, folder)
 
 
-def from_environ(environ: Mapping[str, str]) -> Settings:
-    """Settings from a mapping of variables. Raises: SettingsError, naming every problem at once."""
-    read = _Reader(environ)
+def from_environ(environ: Mapping[str, str], folder: Path | None = None) -> Settings:
+    """Settings from a mapping of variables; RULES_FILE is a path from `folder` (default: the current one).
+
+    Raises: SettingsError, naming every problem at once.
+    """
+    read = Variables(environ)
+    source = _store(read, "MINIO")
+    targets, templates = _replication(read, folder or Path.cwd(), source.endpoint_url)
     settings = Settings(
-        source=_store(read, "MINIO"),
-        target=_store(read, "FILEBASE"),
+        source=source,
+        targets=targets,
+        rules=Rules(templates=templates),
         web=WebSettings(
             webhook_auth_token=read.text("WEBHOOK_AUTH_TOKEN", ""),
             api_token=read.text("API_TOKEN", ""),
@@ -124,97 +154,126 @@ def from_environ(environ: Mapping[str, str]) -> Settings:
             drain_s=read.whole("DRAIN_S", 25, least=0, most=3600),
         ),
         copy=CopySettings(
-            overwrite=read.choice("OVERWRITE", ("changed", "never")),
             memory_budget_bytes=read.whole("MEMORY_BUDGET_MIB", 128, least=32, most=1_048_576) * MIB,
             whole_max_bytes=read.whole("WHOLE_OBJECT_MAX_MIB", 16, least=5, most=1024) * MIB,
         ),
+        deletes=DeleteSettings(
+            grace_s=read.whole("DELETE_GRACE_S", 60, least=0, most=86_400),
+            breaker_max=read.whole("DELETE_BREAKER_MAX", 1000, least=0, most=10_000_000),
+            breaker_share=read.whole("DELETE_BREAKER_SHARE", 10, least=0, most=100) / 100,
+        ),
+        reconcile_interval_s=read.whole("RECONCILE_INTERVAL_S", 21_600, least=0, most=31_536_000),
         database_url=read.database_url("DATABASE_URL", "sqlite:///data/replicator.db"),
         log_format=read.choice("LOG_FORMAT", ("text", "json")),
     )
     if settings.copy.whole_max_bytes > settings.copy.memory_budget_bytes:
         read.problems.append("WHOLE_OBJECT_MAX_MIB must not be larger than MEMORY_BUDGET_MIB")
-    _refuse_a_loop(settings, read.problems)
     if read.problems:
         raise SettingsError(read.problems)
     return settings
 
 
-def _store(read: _Reader, prefix: str) -> StoreSettings:
+def _store(read: Variables, prefix: str, *, preset: Preset = presets.OTHER) -> StoreSettings:
     return StoreSettings(
         endpoint_url=read.endpoint(f"{prefix}_ENDPOINT"),
         access_key=read.text(f"{prefix}_ACCESS_KEY"),
         secret_key=read.text(f"{prefix}_SECRET_KEY"),
-        region=read.text(f"{prefix}_REGION", "us-east-1"),
-        bucket=read.text(f"{prefix}_BUCKET"),
+        region=read.text(f"{prefix}_REGION", preset.region),
         ca_file=read.text("SSL_CERT_FILE", certifi.where()),
-        storage_class=read.text(f"{prefix}_STORAGE_CLASS", "") if prefix == "FILEBASE" else "",
+        preset=preset,
     )
 
 
-def _refuse_a_loop(settings: Settings, problems: list[str]) -> None:
-    source, target = settings.source, settings.target
-    if source.bucket and (source.endpoint_url, source.bucket) == (target.endpoint_url, target.bucket):
-        problems.append("FILEBASE_ENDPOINT and FILEBASE_BUCKET name the source itself: nothing to copy to")
+def _environment_target(read: Variables) -> StoreSettings:
+    if read.text("FILEBASE_PRESET", ""):
+        preset = presets.named(read.choice("FILEBASE_PRESET", presets.NAMES)) or presets.OTHER
+    else:
+        preset = presets.of_endpoint(read.text("FILEBASE_ENDPOINT", ""))
+    return _store(read, "FILEBASE", preset=preset)
 
 
-class _Reader:
-    """Takes variables one by one and collects what is wrong with them."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-        self.problems: list[str] = []
-
-    def text(self, name: str, default: str | None = None) -> str:
-        value = self._environ.get(name, "").strip()
-        if value:
-            return value
-        if default is None:
-            self.problems.append(f"{name} is missing")
-        return default or ""
-
-    def endpoint(self, name: str) -> str:
-        value = self.text(name)
-        if not value:
-            return ""
-        return self._parsed(name, value, _endpoint_url, 'must be like "https://host:9000"', "")
-
-    def database_url(self, name: str, default: str) -> str:
-        value = self.text(name, default)
-        if not value.startswith(("sqlite:///", "postgres://", "postgresql://", "postgresql+psycopg://")):
-            self.problems.append(f"{name} must begin with sqlite:/// or postgresql://")
-        return value
-
-    def whole(self, name: str, default: int, *, least: int, most: int) -> int:
-        value = self.text(name, str(default))
-        number = self._parsed(name, value, int, f"must be a whole number, not {value!r}", default)
-        if not least <= number <= most:
-            self.problems.append(f"{name} must be between {least} and {most}, not {number}")
-        return number
-
-    def flag(self, name: str, *, default: bool) -> bool:
-        words = {"true": True, "1": True, "yes": True, "on": True}
-        words |= {"false": False, "0": False, "no": False, "off": False}
-        value = self.text(name, str(default)).lower()
-        return self._parsed(name, value, words.__getitem__, f"must be true or false, not {value!r}", default)
-
-    def choice(self, name: str, choices: tuple[str, ...]) -> str:
-        value = self.text(name, choices[0]).lower()
-        if value not in choices:
-            self.problems.append(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-        return value
-
-    def _parsed(self, name: str, value: str, parse: Callable[[str], T], problem: str, fallback: T) -> T:
-        try:
-            return parse(value)
-        except (ValueError, KeyError):
-            self.problems.append(f"{name} {problem}")
-            return fallback
+def _file_target(read: Variables, table: TargetTable) -> StoreSettings:
+    preset = presets.named(table.preset) or presets.of_endpoint(table.endpoint)
+    if table.preset and not presets.named(table.preset):
+        names = ", ".join(presets.NAMES)
+        read.problems.append(f"{table.title} preset must be one of {names}, not {table.preset!r}")
+    region = table.region or preset.region
+    endpoint = table.endpoint or preset.endpoint.replace("{region}", region)
+    return StoreSettings(
+        endpoint_url=read.as_endpoint(f"{table.title} endpoint", endpoint),
+        access_key=read.text(f"{table.variables}_ACCESS_KEY"),
+        secret_key=read.text(f"{table.variables}_SECRET_KEY"),
+        region=region,
+        ca_file=read.text("SSL_CERT_FILE", certifi.where()),
+        preset=preset,
+    )
 
 
-def _endpoint_url(value: str) -> str:
-    parts = urlsplit(value)
-    usable = parts.scheme in ("http", "https") and parts.hostname and parts.path in ("", "/")
-    if not usable or parts.query or parts.fragment or "@" in parts.netloc or parts.port == 0:
-        raise ValueError(value)
-    standard = {"http": ":80", "https": ":443"}[parts.scheme]
-    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(standard)}"
+def _replication(
+    read: Variables, folder: Path, source: str
+) -> tuple[dict[str, StoreSettings], tuple[Template, ...]]:
+    """The target stores and the rules: those of RULES_FILE, else what the environment says."""
+    defaults = Defaults(
+        deletes=read.flag("REPLICATE_DELETES", default=False),
+        overwrite=read.choice("OVERWRITE", OVERWRITE),
+        storage_class=read.text("FILEBASE_STORAGE_CLASS", ""),
+    )
+    file_name = read.text("RULES_FILE", "")
+    if file_name:
+        return _from_file(read, folder / file_name, defaults, source)
+    return _from_variables(read, defaults, source)
+
+
+def _from_variables(
+    read: Variables, defaults: Defaults, source: str
+) -> tuple[dict[str, StoreSettings], tuple[Template, ...]]:
+    targets = {ENVIRONMENT_TARGET: _environment_target(read)}
+    buckets = read.names("MINIO_BUCKET", source_problem)
+    target_bucket = read.text("FILEBASE_BUCKET")
+    read.check("FILEBASE_BUCKET", target_bucket, target_bucket_problem)
+    if not buckets:
+        return targets, ()
+    template = Template(
+        name="default",
+        sources=buckets,
+        target_bucket=target_bucket,
+        deletes=defaults.deletes,
+        overwrite=defaults.overwrite,
+        storage_class=defaults.storage_class,
+    )
+    endpoints = {name: store.endpoint_url for name, store in targets.items()}
+    if conflicts.loops([template], source=source, targets=endpoints):
+        why = "nothing to copy to" if template.only_bucket else "copies would be copied again"
+        read.problems.append(f"FILEBASE_ENDPOINT and FILEBASE_BUCKET name the source itself: {why}")
+    return targets, (template,)
+
+
+def _from_file(
+    read: Variables, path: Path, defaults: Defaults, source: str
+) -> tuple[dict[str, StoreSettings], tuple[Template, ...]]:
+    document = _toml(read, path)
+    if document is None:
+        return {}, ()
+    contents = rulesfile.parse(document, defaults)
+    read.problems += contents.problems
+    targets = {table.name: _file_target(read, table) for table in contents.targets}
+    if contents.needs_environment_target:
+        targets[ENVIRONMENT_TARGET] = _environment_target(read)
+    endpoints = {name: store.endpoint_url for name, store in targets.items()}
+    read.problems += conflicts.problems(contents.templates, source=source, targets=endpoints)
+    return targets, contents.templates
+
+
+def _toml(read: Variables, path: Path) -> Mapping[str, object] | None:
+    problem = f"RULES_FILE {str(path)!r}"
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        read.problems.append(f"{problem} cannot be read: {error.strerror}")
+    except UnicodeDecodeError as error:
+        read.problems.append(f"{problem} is not UTF-8 (at byte {error.start})")
+    except tomllib.TOMLDecodeError as error:
+        read.problems.append(f"{problem} is not TOML: {error}")
+    except RecursionError:
+        read.problems.append(f"{problem} is nested too deeply")
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from webhook.errors import SourceChanged, StoreFailed
 from webhook.layout import Part, count
+from webhook.listing import Page
 from webhook.objects import ObjectInfo
 from webhook.settings import StoreSettings
 from webhook.store import Reading, Store
@@ -62,6 +63,18 @@ class Source:
             return None
         return size if count(info.size, size) == info.parts_count else None
 
+    def page(self, bucket: str, prefix: str, *, after: str = "", token: str = "") -> Page:
+        """A page of the bucket's listing; see `Store.page`. Raises: StoreError."""
+        return self._store.page(bucket, prefix, after=after, token=token)
+
+    def buckets(self) -> list[str]:
+        """The names of all buckets that the credentials may see. Raises: StoreError."""
+        return self._store.buckets()
+
     def check(self, bucket: str) -> None:
         """Raises StoreError unless the bucket is there and may be asked."""
-        self._store.check(bucket, setting="MINIO_BUCKET")
+        self.time(bucket)
+
+    def time(self, bucket: str) -> float:
+        """The source's own time, as `Store.check` gives it, which it raises like, too."""
+        return self._store.check(bucket, setting="the source bucket's name in the settings")

@@ -12,12 +12,13 @@ from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from webhook.database import ENTRIES, QUARANTINE, Compiled
+from webhook.database import ENTRIES, MINUTES, QUARANTINE, Compiled, insert_or
 from webhook.entries import (
+    BACKFILL,
     EVENT_ID_CHARS,
     FAILED,
+    HELD,
     LANES,
     LIVE,
     RUNNING,
@@ -25,7 +26,9 @@ from webhook.entries import (
     WAITING,
     Buried,
     Claim,
+    Deferred,
     Ending,
+    Held,
     Misfit,
     Released,
     Request,
@@ -42,7 +45,7 @@ ROW = ENTRIES.c
 bind = sa.bindparam
 _CLAIM_COLUMNS = (
     *("rule", "key", "generation", "lane", "attempts", "backoff_s", "event_at"),
-    *("source_etag", "target_etag", "upload", "lost", "history"),
+    *("source_etag", "target_etag", "upload", "lost", "history", "gone_at", "removal_told"),
 )
 
 
@@ -64,6 +67,9 @@ def new_row(request: Request, *, lane: str, now: float) -> dict[str, Any]:
         "event_at": request.event_at or now,
         "lost": "[]",
         "history": "[]",
+        "asked_at": request.event_at or now,
+        "removal_told": int(request.is_removal),
+        "missed_at": request.missed_at,
     }
 
 
@@ -72,33 +78,48 @@ def misfit_row(misfit: Misfit, *, now: float) -> dict[str, Any]:
     return {**asdict(misfit), "times_seen": 1, "first_seen_at": now, "last_seen_at": now}
 
 
-def _insert(dialect: str, table: sa.Table) -> Any:
-    """INSERT … ON CONFLICT, which both dialects spell alike and SQLAlchemy keeps apart."""
-    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
-
-
 def put_entries(dialect: str, *, hurry: bool) -> Any:
-    """Inserts rows, or asks once more for those that are there; `hurry` ends a back-off."""
-    insert = _insert(dialect, ENTRIES)
+    """Inserts rows, or asks once more for those that are there; `hurry` ends a back-off.
+
+    What failed is left to a person where a sweep asks for it. A delete that is pending is forgotten where
+    anything but another removal is told: the key may be there again.
+    """
+    insert = insert_or(dialect, ENTRIES)
     new = insert.excluded
-    repeated = sa.and_(new.recent_events != "", ROW.recent_events.contains(new.recent_events))
-    idle = ROW.due_at.is_(None)  # settled or failed
-    starts = sa.and_(~repeated, idle)
-    moves_due = sa.and_(~repeated, sa.or_(idle, ROW.state == WAITING)) if hurry else starts
+    is_event = new.recent_events != ""
+    repeated = sa.and_(is_event, ROW.recent_events.contains(new.recent_events))
+    is_sweep = sa.and_(~is_event, new.lane == BACKFILL)
+    counts = sa.and_(~repeated, ~sa.and_(is_sweep, ROW.state == FAILED))
+    starts = sa.and_(counts, ROW.due_at.is_(None))  # settled, failed or held
+    returns = sa.and_(counts, ROW.gone_at.is_not(None), new.removal_told == 0)
+    hurries = sa.or_(starts, sa.and_(ROW.state == WAITING, counts if hurry else returns))
     remembered = EVENTS_REMEMBERED * (EVENT_ID_CHARS + 1)
+    told_late = sa.and_(is_event, ~repeated, new.event_at <= ROW.missed_at)
     return insert.on_conflict_do_update(
         index_elements=[ROW.rule, ROW.key],
         set_={
-            "generation": sa.case((repeated, ROW.generation), else_=ROW.generation + 1),
+            "generation": sa.case((counts, ROW.generation + 1), else_=ROW.generation),
             "state": sa.case((starts, WAITING), else_=ROW.state),
-            "lane": sa.case((starts, new.lane), (sa.and_(~repeated, new.lane == LIVE), LIVE), else_=ROW.lane),
-            "due_at": sa.case((moves_due, new.due_at), else_=ROW.due_at),
+            "lane": sa.case((starts, new.lane), (sa.and_(counts, new.lane == LIVE), LIVE), else_=ROW.lane),
+            "due_at": sa.case((hurries, new.due_at), else_=ROW.due_at),
             "attempts": sa.case((starts, 0), else_=ROW.attempts),
             "backoff_s": sa.case((starts, 0.0), else_=ROW.backoff_s),
-            "event_at": sa.case((repeated, ROW.event_at), else_=new.event_at),
+            "event_at": sa.case((counts, new.event_at), else_=ROW.event_at),
             "recent_events": sa.case(
                 (repeated, ROW.recent_events),
                 else_=sa.func.substr(new.recent_events + ROW.recent_events, 1, remembered),
+            ),
+            "asked_at": sa.case(
+                (sa.or_(repeated, ROW.asked_at < new.asked_at), ROW.asked_at), else_=new.asked_at
+            ),
+            "removal_told": sa.case(
+                (sa.and_(counts, new.removal_told == 1), 1), (starts, 0), else_=ROW.removal_told
+            ),
+            "gone_at": sa.case((sa.or_(starts, returns), sa.null()), else_=ROW.gone_at),
+            "missed_at": sa.case(
+                (sa.and_(~is_event, new.missed_at.is_not(None)), new.missed_at),
+                (told_late, sa.null()),
+                else_=ROW.missed_at,
             ),
         },
     )
@@ -106,7 +127,7 @@ def put_entries(dialect: str, *, hurry: bool) -> Any:
 
 def keep_misfits(dialect: str) -> Any:
     """Inserts misfits, or counts those that are there."""
-    insert = _insert(dialect, QUARANTINE)
+    insert = insert_or(dialect, QUARANTINE)
     return insert.on_conflict_do_update(
         index_elements=[QUARANTINE.c.record_id],
         set_={
@@ -120,6 +141,19 @@ def update_in_order(*conditions: sa.ColumnElement[bool]) -> sa.Update:
     """UPDATE of all rows that fulfil the conditions, locked in key order as every other call locks them."""
     entries = sa.select(ROW.rule, ROW.key).where(*conditions).order_by(ROW.rule, ROW.key).with_for_update()
     return sa.update(ENTRIES).where(sa.tuple_(ROW.rule, ROW.key).in_(entries))
+
+
+def count_minutes(dialect: str) -> Any:
+    """Adds to the counts of what was settled in a minute."""
+    insert = insert_or(dialect, MINUTES)
+    counts = MINUTES.c
+    return insert.on_conflict_do_update(
+        index_elements=[counts.minute, counts.rule, counts.lane, counts.bucket],
+        set_={
+            "objects": counts.objects + insert.excluded.objects,
+            "bytes": counts.bytes + insert.excluded.bytes,
+        },
+    )
 
 
 def _due(dialect: str) -> sa.ColumnElement[bool]:
@@ -214,7 +248,10 @@ def _finish_statements() -> dict[type, Any]:
     """One UPDATE for each kind of ending, for many rows at once; see `ending_row` for the names."""
     moved = ROW.generation > ROW.claimed_generation
     held = _held()
-    again = sa.case((moved, bind("_now", type_=sa.Double)), else_=sa.null())
+    now = bind("_now", type_=sa.Double)
+    again = sa.case((moved, now), else_=sa.null())
+    claimed_at = bind("_claimed_at", type_=sa.Double)
+    asked_since = sa.case((ROW.event_at < claimed_at, ROW.event_at), else_=claimed_at)
     result = ("outcome", "size", "source_etag", "source_version", "target_etag", "cid", "lost", "history")
     return {
         Settled: held.values(
@@ -223,10 +260,13 @@ def _finish_statements() -> dict[type, Any]:
             attempts=0,
             backoff_s=0.0,
             worker=None,
-            settled_at=bind("_now", type_=sa.Double),
+            settled_at=now,
             error_code=None,
             error=None,
             upload=None,
+            asked_at=sa.case((moved, asked_since), else_=sa.null()),
+            removal_told=sa.case((moved, ROW.removal_told), else_=0),
+            gone_at=bind("_gone_at", type_=sa.Double),
             **{name: bind(f"_{name}") for name in result},
         ),
         Retried: held.values(
@@ -249,8 +289,22 @@ def _finish_statements() -> dict[type, Any]:
             error=bind("_error"),
             history=bind("_history"),
         ),
-        Released: held.values(
-            state=WAITING, due_at=bind("_now", type_=sa.Double), attempts=ROW.attempts - 1, worker=None
+        Released: held.values(state=WAITING, due_at=now, attempts=ROW.attempts - 1, worker=None),
+        Deferred: held.values(
+            state=WAITING,
+            due_at=sa.case((moved, now), else_=bind("_due_at", type_=sa.Double)),
+            attempts=0,
+            backoff_s=0.0,
+            worker=None,
+            gone_at=sa.func.coalesce(ROW.gone_at, now),
+            upload=None,
+        ),
+        Held: held.values(
+            state=sa.case((moved, WAITING), else_=HELD),
+            due_at=again,
+            attempts=0,
+            backoff_s=0.0,
+            worker=None,
         ),
     }
 
@@ -275,6 +329,8 @@ class Statements:
         self.extend = Compiled(_held().values(due_at=bind("_until")), engine)
         self.note_upload = Compiled(_held().values(upload=bind("_upload")), engine)
         self.finish = {kind: Compiled(each, engine) for kind, each in _finish_statements().items()}
+        minute = [column.name for column in MINUTES.columns]
+        self.count_minutes = Compiled(count_minutes(dialect), engine, columns=minute)
 
 
 def ending_row(ending: Ending, now: float) -> dict[str, Any]:
@@ -292,7 +348,11 @@ def ending_row(ending: Ending, now: float) -> dict[str, Any]:
                 "_cid": ending.cid,
                 "_lost": json.dumps(ending.lost) if ending.lost else "[]",
                 "_history": _history(claim, now, result=ending.outcome, bytes_copied=ending.bytes_copied),
+                "_claimed_at": claim.claimed_at,
+                "_gone_at": ending.gone_at,
             }
+        case Deferred():
+            values["_due_at"] = now + ending.after_s
         case Retried():
             values |= {
                 "_due_at": now + ending.after_s,
@@ -305,9 +365,8 @@ def ending_row(ending: Ending, now: float) -> dict[str, Any]:
         values["_error_code"] = ending.error_code
         values["_error"] = ending.error
         values["_history"] = _history(claim, now, result="error", error=ending.error)
-    if isinstance(ending, Buried | Released | Settled):
-        return values
-    values.pop("_now")
+    if isinstance(ending, Retried):
+        values.pop("_now")
     return values
 
 

@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any, Self
 from urllib.parse import quote
@@ -29,6 +30,7 @@ from webhook.errors import (
     StoreRefused,
     StoreUnavailable,
 )
+from webhook.listing import PAGE_MAX_BYTES, Page, read_page
 from webhook.objects import ObjectInfo, info_from_headers
 from webhook.settings import StoreSettings
 from webhook.sigv4 import Signer
@@ -88,10 +90,36 @@ class Store:
         found = root.iterfind("{*}TagSet/{*}Tag")
         return {tag.findtext("{*}Key", ""): tag.findtext("{*}Value", "") for tag in found}
 
-    def check(self, bucket: str, *, setting: str) -> None:
-        """Raises StoreError unless the bucket is there and may be asked."""
+    def page(self, bucket: str, prefix: str, *, after: str = "", token: str = "") -> Page:
+        """A page of the keys with a prefix: those behind the key `after`, or what follows a page's token.
+
+        A page that is cut short is an error, never a shorter page. Raises: StoreError.
+        """
+        query = [("encoding-type", "url"), ("list-type", "2"), ("max-keys", "1000"), ("prefix", prefix)]
+        if token:
+            query.append(("continuation-token", token))
+        elif after:
+            query.append(("start-after", after))
+        with self.open("ListObjectsV2", "GET", bucket, query=query) as reading:
+            answer = Answer(reading.headers, reading.text(PAGE_MAX_BYTES))
+        place = self.place("ListObjectsV2", bucket, "")
+        page = read_page(answer.xml(place))
+        if page is None or page.token == token != "":
+            raise not_s3(place)
+        return page
+
+    def buckets(self) -> list[str]:
+        """The names of all buckets there are. Raises: StoreError."""
+        answer = self.ask("ListBuckets", "GET", "")
+        root = answer.xml(self.place("ListBuckets", "", ""))
+        return [each.text or "" for each in root.iterfind("{*}Buckets/{*}Bucket/{*}Name")]
+
+    def check(self, bucket: str, *, setting: str) -> float:
+        """Raises StoreError unless the bucket is there and may be asked; gives the store's own time, in
+        seconds since 1970 and not later than it is there, 0.0 where it does not tell.
+        """
         try:
-            self.ask("HeadBucket", "HEAD", bucket)
+            return _seconds(self.ask("HeadBucket", "HEAD", bucket).headers.get("date", ""))
         except NoSuchKey as error:
             raise StoreDenied(
                 "the bucket does not exist",
@@ -205,11 +233,20 @@ class Reading:
             if self._response.read(1):
                 self._wrong_length(body, "more are sent")
 
-    def text(self) -> bytes:
-        """The body, or at least its first TEXT_MAX_BYTES. Raises: StoreFailed."""
+    def text(self, length_max: int = TEXT_MAX_BYTES) -> bytes:
+        """The body, or at least its first `length_max` bytes. Raises: StoreFailed."""
         with self._errors():
             self._response.restart_clock()
-            return self._response.read(TEXT_MAX_BYTES)
+            return self._response.read(length_max)
+
+    def chunks(self, size: int) -> Iterator[bytes]:
+        """The body, piece by piece. Raises: StoreFailed, also where it is shorter than announced."""
+        with self._errors():
+            self._response.restart_clock()
+            while piece := self._response.read(size):
+                yield piece
+            if self._response.length:
+                raise EOFError
 
     def close(self) -> None:
         """Gives the connection back where the body was read, else drops it. Safe to repeat."""
@@ -230,6 +267,13 @@ class Reading:
             f"{self._place}: {len(body)} bytes announced, {found}",
             hint="It is read again. If this stays, something on the way changes the data.",
         )
+
+
+def _seconds(date: str) -> float:
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _checked(headers: Mapping[str, str]) -> Mapping[str, str]:

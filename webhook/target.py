@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import format_datetime, parsedate_to_datetime
 from typing import Any, TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import boto3
 from botocore import xform_name
@@ -24,6 +24,7 @@ from botocore.exceptions import ConnectionClosedError
 from webhook.answers import boto_errors, not_s3
 from webhook.connections import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from webhook.errors import KeyExists, NoSuchKey, Place, StoreError, StoreUnavailable
+from webhook.listing import Page
 from webhook.objects import STAMP, ObjectInfo, Properties, is_opaque
 from webhook.settings import StoreSettings
 from webhook.store import Store
@@ -54,19 +55,18 @@ class Target:
     """Thread-safe. Create it after the fork."""
 
     def __init__(self, settings: StoreSettings, *, connections_max: int) -> None:
-        is_aws = (urlsplit(settings.endpoint_url).hostname or "").endswith(".amazonaws.com")
-        checksums = "when_supported" if is_aws else "when_required"
+        preset = settings.preset
+        checksums = "when_supported" if preset.sends_checksums else "when_required"
         is_plain = settings.endpoint_url.startswith("http:")
-        self.takes_tags = True
-        """False once the store has said that it has no tagging."""
+        self.takes_tags = preset.takes_tags
+        """False where the store is known to have no tagging, or has said so."""
         self._store = Store(settings, side="target")
         self.wants_digests = False
         """True once the store has refused a part without Content-MD5, as buckets under object lock do."""
-        self.heeds_only_new: bool | None = None
+        self.heeds_only_new = preset.heeds_only_new
         """Whether the store refuses a PUT that is to replace nothing, where there is something; None: not
         known yet."""
         self._trial = threading.Lock()
-        self._storage_class = settings.storage_class
         self._client = boto3.session.Session().client(
             "s3",
             endpoint_url=settings.endpoint_url,
@@ -213,9 +213,20 @@ class Target:
             if error.store_code != "NoSuchUpload" and error.status != 404:
                 raise
 
+    def delete(self, bucket: str, key: str) -> None:
+        """Deletes the object; one that is gone already is fine. Raises: StoreError."""
+        try:
+            self._store.ask("DeleteObject", "DELETE", bucket, key)
+        except NoSuchKey:
+            pass
+
+    def page(self, bucket: str, prefix: str, *, after: str = "", token: str = "") -> Page:
+        """A page of the bucket's listing; see `Store.page`. Raises: StoreError."""
+        return self._store.page(bucket, prefix, after=after, token=token)
+
     def check(self, bucket: str) -> None:
         """Raises StoreError unless the bucket is there and may be asked."""
-        self._store.check(bucket, setting="FILEBASE_BUCKET")
+        self._store.check(bucket, setting="the rule's target bucket")
 
     def _write(
         self,
@@ -253,8 +264,6 @@ class Target:
     ) -> tuple[T, tuple[str, ...]]:
         """Sends with all the store can hold; a store without tagging says so once and is not asked again."""
         headers, lost = _headers(attributes)
-        if self._storage_class:
-            headers["x-amz-storage-class"] = self._storage_class
         if attributes.tags and self.takes_tags:
             try:
                 return send({**headers, "x-amz-tagging": urlencode(attributes.tags)}), lost
@@ -273,6 +282,8 @@ class Attributes:
     tags: Mapping[str, str]
     stamp: str = ""
     """The source's ETag, where the target's cannot equal it."""
+    storage_class: str = ""
+    """Empty: whatever the store gives."""
 
 
 def _headers(attributes: Attributes) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -291,6 +302,8 @@ def _headers(attributes: Attributes) -> tuple[dict[str, str], tuple[str, ...]]:
     headers |= {f"x-amz-meta-{name}": value for name, value in properties.metadata.items()}
     if attributes.stamp:
         headers[f"x-amz-meta-{STAMP}"] = attributes.stamp
+    if attributes.storage_class:
+        headers["x-amz-storage-class"] = attributes.storage_class
     return headers, ("expires",) if properties.expires and not expires else ()
 
 

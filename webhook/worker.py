@@ -20,19 +20,25 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
-from webhook import logs, rules, settings
-from webhook.attempt import Lease, Task, attempt, log_ending
+from webhook import logs, settings
+from webhook.attempt import Lease, Means, Task, attempt, log_ending
 from webhook.copier import Copier
 from webhook.database import BUSY_TIMEOUT_S
+from webhook.deletes import Deletes
 from webhook.entries import Claim, Ending, Released, Request
 from webhook.errors import LedgerUnavailable, ReplicatorError, StoreError
+from webhook.fleet import Fleet
 from webhook.ledger import Ledger
+from webhook.memory import MemoryBudget
 from webhook.processes import is_dead, own_name
+from webhook.progress import Progress
+from webhook.reconcile import Sides, Sweeper
 from webhook.rules import Rule
 from webhook.settings import Settings, WorkerSettings
 from webhook.source import Source
@@ -60,12 +66,10 @@ log = structlog.get_logger("webhook.worker")
 class Worker:
     """See the module's text. `start` once, `stop` once; `replicate_now` from any thread."""
 
-    def __init__(
-        self, rules_in_force: Sequence[Rule], ledger: Ledger, copier: Copier, options: WorkerSettings
-    ) -> None:
-        self._rules = {rule.name: rule for rule in rules_in_force}
+    def __init__(self, means: Means, ledger: Ledger, options: WorkerSettings) -> None:
+        self._means = means
         self._ledger = ledger
-        self._copier = copier
+        self._fleet = Fleet(ledger)
         self._options = options
         self.name = own_name()
         self.lease_s = options.lease_s
@@ -82,8 +86,15 @@ class Worker:
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def start(self) -> None:
-        """Starts the threads. Call it after the fork."""
+    def start(self) -> float | None:
+        """Starts the threads. Call it after the fork.
+
+        Gives when any process that replicates last gave a sign of life before, None: never.
+        """
+        try:
+            last_seen_at = self._fleet.last_seen_at()
+        except LedgerUnavailable:  # a process that is started anew while the database is away
+            last_seen_at = None
         log.info("worker starts", worker=self.name, threads=self._options.threads)
         copiers = [(f"copier-{number}", self._copy_loop) for number in range(self._options.threads)]
         for name, loop in [("finisher", self._finish_loop), *copiers, ("claimer", self._claim_loop)]:
@@ -92,6 +103,7 @@ class Worker:
             self._threads.append(thread)
         self._ledger.claim_with_puts(self)
         self.start_keeper()
+        return last_seen_at
 
     def start_keeper(self) -> None:
         """Prolongs leases, also those of `replicate_now` in a process that does not replicate otherwise."""
@@ -120,6 +132,8 @@ class Worker:
                 self._wait_until_nothing_held(HALT_S)
             self._done.put(None)
             self._threads[0].join(HALT_S)
+            with contextlib.suppress(LedgerUnavailable):
+                self._fleet.leave(self.name)
         log.info("worker stopped", worker=self.name, left_running=len(self._held))
 
     def _hand_back_unstarted(self) -> None:
@@ -218,6 +232,8 @@ class Worker:
             with self._surviving("cannot prolong leases"):
                 self._keep_leases()
                 self._ledger.release_of(is_dead)
+                if self._threads and not self._stopping.is_set():
+                    self._fleet.sign(self.name, threads=self._options.threads)
             time.sleep(pause_s)
 
     def _tidy_loop(self) -> None:
@@ -225,14 +241,16 @@ class Worker:
         while True:
             with self._surviving("cannot end old uploads"):
                 self.end_old_uploads()
+                self._means.deletes.forget()
+                Progress(self._ledger).forget()
             time.sleep(TIDY_S)
 
     def end_old_uploads(self) -> None:
         """Those of failed entries: all others are gone on with, or ended by the copy that comes next."""
         before = time.time() - self._options.upload_keep_s
         for claim in self._ledger.failed_with_upload(before=before):
-            if rule := self._rules.get(claim.rule):
-                self._copier.discard_upload(rule, claim.key, claim.upload or "")
+            if rule := self._means.rules.named(claim.rule):
+                self._means.copiers[rule.target].discard_upload(rule, claim.key, claim.upload or "")
                 self._ledger.drop_upload(claim)
                 log.info("old upload ended", key=claim.key, rule=claim.rule)
 
@@ -302,7 +320,7 @@ class Worker:
             self._held.pop(_id(task.claim), None)
 
     def _attempt(self, task: Task) -> Ending:
-        return attempt(task, rules=self._rules, copier=self._copier, attempts_max=self._options.attempts_max)
+        return attempt(task, self._means)
 
 
 class _Rate:
@@ -332,39 +350,75 @@ def _id(claim: Claim) -> tuple[str, str, int]:
 class Service:
     """What one process is made of."""
 
-    rules: tuple[Rule, ...]
+    sides: Sides
     ledger: Ledger
-    source: Source
-    target: Target
-    copier: Copier
+    deletes: Deletes
+    copiers: Mapping[str, Copier]
     worker: Worker
+    sweeper: Sweeper
+
+    def start(self) -> None:
+        """Replicates from now on. Call it after the fork. Raises: LedgerUnavailable."""
+        last_seen_at = self.worker.start()
+        self.sweeper.start(last_seen_at=last_seen_at)
+
+    def stop(self) -> None:
+        """Finishes or hands back what is running; a sweep is left open."""
+        self.sweeper.stop()
+        self.worker.stop()
 
     def close(self) -> None:
         """Gives up connections and threads, for a service whose worker was not started or has stopped."""
-        self.copier.close()
-        self.source.close()
-        self.target.close()
+        for copier in self.copiers.values():
+            copier.close()
+        self.sides.source.close()
+        for target in self.sides.targets.values():
+            target.close()
         self.ledger.close()
 
-    def checks(self) -> dict[str, Callable[[], None]]:
-        """What must work for this process to be of use: name → a call that raises where it does not."""
-        return {
-            "ledger": self.ledger.check,
-            "source": lambda: self.source.check(self.rules[0].source_bucket),
-            "target": lambda: self.target.check(self.rules[0].target_bucket),
-        }
+    def checks(self) -> dict[str, Callable[[], object]]:
+        """What must work for this process to be of use: name → a call that raises where it does not.
+
+        Of rules whose buckets are named by globs, only the source as such.
+        """
+        found: dict[str, Callable[[], object]] = {"ledger": self.ledger.check}
+        sides = self.sides
+        if sides.rules.has_globs:
+            found["source"] = sides.source.buckets
+        named = sides.rules.of_buckets(sides.rules.literal_buckets)
+        for bucket in sorted({rule.source_bucket for rule in named}):
+            label = "source" if len(named) == 1 else f"source {bucket}"
+            found[label] = partial(sides.source.check, bucket)
+        for name, bucket in sorted({(rule.target, rule.target_bucket) for rule in named}):
+            label = "target" if len(named) == 1 else f"target {name}/{bucket}"
+            found[label] = partial(sides.targets[name].check, bucket)
+        return found
 
 
 def assemble(configured: Settings) -> Service:
-    """Opens the ledger and both stores for this process. Call it after the fork."""
+    """Opens the ledger and all stores for this process. Call it after the fork."""
     connections = configured.worker.threads * 2 + 32
     source = Source(configured.source)
-    target = Target(configured.target, connections_max=connections)
+    targets = {name: Target(each, connections_max=connections) for name, each in configured.targets.items()}
     ledger = Ledger.open(configured.database_url)
-    in_force = rules.from_settings(configured)
-    copier = Copier(source, target, configured.copy)
-    worker = Worker(in_force, ledger, copier, configured.worker)
-    return Service(rules=in_force, ledger=ledger, source=source, target=target, copier=copier, worker=worker)
+    deletes = Deletes(ledger, configured.deletes)
+    budget = MemoryBudget(configured.copy.memory_budget_bytes)
+    copiers = {name: Copier(source, target, configured.copy, budget) for name, target in targets.items()}
+    means = Means(
+        rules=configured.rules, copiers=copiers, deletes=deletes, attempts_max=configured.worker.attempts_max
+    )
+    sides = Sides(rules=configured.rules, source=source, targets=targets)
+    sweeper = Sweeper(
+        sides,
+        ledger,
+        deletes,
+        interval_s=configured.reconcile_interval_s,
+        lease_s=configured.worker.lease_s,
+    )
+    worker = Worker(means, ledger, configured.worker)
+    return Service(
+        sides=sides, ledger=ledger, deletes=deletes, copiers=copiers, worker=worker, sweeper=sweeper
+    )
 
 
 def stop_on_signals(begin: Callable[[], None]) -> None:
@@ -391,20 +445,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         configured = settings.load()
         logs.configure(configured.log_format)
-        worker = assemble(configured).worker
+        service = assemble(configured)
     except ReplicatorError as error:
         print(f"{error.message}\n{error.hint}", file=sys.stderr)  # noqa: T201 - before there is a log
         return 2
     ended = threading.Event()
 
     def begin() -> None:
-        worker.stop_claiming()
+        service.worker.stop_claiming()
         ended.set()
 
     stop_on_signals(begin)
-    worker.start()
+    service.start()
     ended.wait()
-    worker.stop()
+    service.stop()
     return 0
 
 

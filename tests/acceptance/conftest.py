@@ -97,7 +97,7 @@ class Stack:
 def stack(
     tmp_path: Path, seaweed: SeaweedFS, new_bucket: Callable[[SeaweedFS], str]
 ) -> Iterator[Callable[..., Stack]]:
-    """Starts a stack; `environ` adds settings of the service."""
+    """Starts a stack; `environ` adds settings of the service. No sweeps but those that are asked for."""
     started: list[Stack] = []
 
     def start(**environ: str) -> Stack:
@@ -109,7 +109,7 @@ def stack(
             source_bucket=BUCKET,
             target=seaweed,
             target_bucket=bucket,
-            environ={"LOG_FORMAT": "json", **environ},
+            environ={"LOG_FORMAT": "json", "RECONCILE_INTERVAL_S": "0", **environ},
         )
         made = Stack(source=source, target=seaweed, target_bucket=bucket, service=service)
         started.append(made)

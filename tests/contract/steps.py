@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from webhook.entries import Buried, Claim, Released, Request, Retried, Settled
+from webhook.entries import Buried, Claim, Deferred, Held, Released, Request, Retried, Settled
 from webhook.ledger import Ledger
 
 RULE = "default"
@@ -64,6 +64,16 @@ def released(claim: Claim) -> Released:
     return Released(claim=claim)
 
 
+def deferred(claim: Claim, after_s: float = 60.0) -> Deferred:
+    """The source has no such key: looked at again before a delete."""
+    return Deferred(claim=claim, after_s=after_s)
+
+
+def held(claim: Claim) -> Held:
+    """Its delete waits for a person."""
+    return Held(claim=claim)
+
+
 def bring_to(ledger: Ledger, state: str, request: Request) -> Claim | None:
     """Puts a request and takes its entry to a state."""
     ledger.put([request])
@@ -75,6 +85,8 @@ def bring_to(ledger: Ledger, state: str, request: Request) -> Claim | None:
         ledger.finish([settled(claim)])
     if state == "failed":
         ledger.finish([buried(claim)])
+    if state == "held":
+        ledger.finish([held(claim)])
     return claim
 
 

@@ -149,6 +149,7 @@ def test_entries_are_counted_by_state_and_lane(ledger: Ledger) -> None:
         "running": {"live": 2, "backfill": 0},
         "settled": {"live": 3, "backfill": 0},
         "failed": {"live": 4, "backfill": 0},
+        "held": {"live": 5, "backfill": 0},
     }
 
 

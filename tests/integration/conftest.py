@@ -17,6 +17,7 @@ from tests.proxy import Proxy
 from webhook.copier import Copier, Known, Outcome, OutcomeKind
 from webhook.errors import LeaseLost, ReplicatorError
 from webhook.layout import MIB
+from webhook.memory import MemoryBudget
 from webhook.objects import ObjectInfo
 from webhook.rules import Rule
 from webhook.settings import CopySettings, StoreSettings
@@ -25,7 +26,7 @@ from webhook.target import Target
 
 CONNECTIONS_MAX = 40
 WHOLE_MAX = 5 * MIB
-SETTINGS = CopySettings(overwrite="changed", memory_budget_bytes=64 * MIB, whole_max_bytes=WHOLE_MAX)
+SETTINGS = CopySettings(memory_budget_bytes=64 * MIB, whole_max_bytes=WHOLE_MAX)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,6 @@ def _settings(server: S3Server, changes: dict[str, Any]) -> StoreSettings:
         access_key=server.access_key,
         secret_key=server.secret_key,
         region="us-east-1",
-        bucket="unused",
     )
     return replace(settings, **changes)
 
@@ -106,7 +106,8 @@ class Scene:
     copiers: list[Copier] = field(default_factory=list)
 
     def copier(self, settings: CopySettings = SETTINGS) -> Copier:
-        self.copiers.append(Copier(self.source, self.target, settings))
+        budget = MemoryBudget(settings.memory_budget_bytes)
+        self.copiers.append(Copier(self.source, self.target, settings, budget))
         return self.copiers[-1]
 
     def put(self, body: bytes = b"content", *, part_size: int = 64 * MIB, key: str = "key", **kw: Any) -> str:

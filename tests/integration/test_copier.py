@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,12 +220,12 @@ def test_a_missing_bucket_is_denied_and_not_taken_for_a_missing_key(
 
 
 def test_overwrite_never_leaves_an_existing_object_alone_and_copies_a_new_one(scene: Scene) -> None:
-    copier = scene.copier(replace(SETTINGS, overwrite="never"))
+    scene.rule = replace(scene.rule, overwrite="never")
     scene.put(b"old")
     scene.replicates(b"old")
     scene.put(b"new")
     scene.source_wire.forget()
-    outcome = scene.copy(copier=copier)
+    outcome = scene.copy()
     assert outcome.kind is OutcomeKind.UNCHANGED
     assert outcome.lost
     assert scene.read_target() == b"old"
@@ -476,6 +476,7 @@ def test_an_object_whose_parts_cannot_fit_the_budget_is_refused_with_a_hint(scen
 MEASURED = """
 import json, psutil, sys, threading
 from webhook.copier import Copier
+from webhook.memory import MemoryBudget
 from webhook.rules import Rule
 from webhook.settings import CopySettings, StoreSettings
 from webhook.source import Source
@@ -486,7 +487,8 @@ class Permit:
 given = json.loads(sys.argv[1])
 source = Source(StoreSettings(**given["source"]))
 target = Target(StoreSettings(**given["target"]), connections_max=20)
-copier = Copier(source, target, CopySettings(**given["copy"]))
+copy = CopySettings(**given["copy"])
+copier = Copier(source, target, copy, MemoryBudget(copy.memory_budget_bytes))
 copy = lambda key: print(copier.copy_object(Rule(**given["rule"]), key, permit=Permit()).bytes_copied)
 copy("small")
 this = psutil.Process()
@@ -507,10 +509,10 @@ def test_two_objects_of_200_mib_at_once_take_no_more_memory_than_the_budget(scen
     scene.put(key="small")
     for key in ("large-1", "large-2"):
         scene.put(body, part_size=16 * MIB, key=key)
-    store = {"endpoint_url": scene.server.endpoint, "region": "us-east-1", "bucket": "unused"}
+    store = {"endpoint_url": scene.server.endpoint, "region": "us-east-1"}
     store |= {"access_key": scene.server.access_key, "secret_key": scene.server.secret_key}
     copy = vars(replace(SETTINGS, parts_in_flight=8))
-    given = {"source": store, "target": store, "rule": vars(scene.rule), "copy": copy}
+    given = {"source": store, "target": store, "rule": asdict(scene.rule), "copy": copy}
     command = [sys.executable, "-c", MEASURED, json.dumps(given)]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=True)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -34,6 +34,7 @@ RESTART_MESSAGE = "Restart your MinIO process now"
 RUN_BOUND_S = 90.0
 EVENT_BOUND_S = 30.0
 POLL_S = 0.05
+NO_WEBHOOK = {"WEBHOOK_URL": "", "WEBHOOK_AUTH_TOKEN": "", "WEBHOOK_QUEUE_DIR": ""}
 SCRIPTS = ["minio-webhook.sh", "configure_minio.py"]
 MIDNIGHT_COMMANDER = "#!/bin/sh\necho 'GNU Midnight Commander 4.8.29'\n"
 
@@ -101,7 +102,6 @@ class Site:
     receiver: Receiver
     folder: Path
     printed: str = ""
-    settings: dict[str, str] = field(default_factory=dict)
 
     def environment(self, **changes: str) -> dict[str, str]:
         mine = {
@@ -216,18 +216,22 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def bind_other(gateway: Gateway) -> None:
-    """As soon as the server takes it: it answers a moment before its targets are live."""
     wanted = QueueConfig(
         queue=OTHER_ARN,
         events=["s3:ObjectCreated:*"],
         config_id="theirs",
         prefix_filter_rule=PrefixFilterRule("in/"),
     )
+    bind_when_live(gateway, "letters", wanted)
+
+
+def bind_when_live(gateway: Gateway, bucket: str, wanted: QueueConfig) -> None:
+    """As soon as the server takes it: it answers a moment before its targets are live."""
     config = NotificationConfig(queue_config_list=[wanted])
 
     def is_taken() -> bool:
         try:
-            gateway.client().set_bucket_notification(bucket_name="letters", config=config)
+            gateway.client().set_bucket_notification(bucket_name=bucket, config=config)
         except S3Error:
             return False
         return True
@@ -245,6 +249,8 @@ def test_the_script_asks_for_the_restart_and_goes_on_by_itself(site: Site) -> No
     assert "can't restart itself" in site.printed
     assert "bucket photos: REPLICATOR_NOW added" in site.printed
     assert "bucket letters: REPLICATOR_QUEUE added" in site.printed
+    assert "Done: MinIO reports every change of 2 buckets to the service." in site.printed
+    assert "made later" not in site.printed, "only globs stand for buckets to come"
     assert_no_secret(site.printed)
 
 
@@ -357,7 +363,7 @@ def test_settings_come_from_a_file_too(site: Site, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, Receiver]]:
-    """A server whose own environment names the targets, as config/minio/Dockerfile does."""
+    """A server whose own environment names the targets, as config/minio/Dockerfile does; nothing is bound."""
     folder = tmp_path_factory.mktemp("deployed")
     receiver = Receiver()
     environ = {}
@@ -369,7 +375,13 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway
     environ["MINIO_NOTIFY_WEBHOOK_QUEUE_LIMIT_REPLICATOR_QUEUE"] = "100000"
     gateway = Gateway(folder / "gateway", secret_key=SECRET, environ=environ)
     try:
-        yield gateway.start(), receiver
+        gateway.start()
+        for bucket in ("album-1", "album-22", "notes"):
+            gateway.client().make_bucket(bucket_name=bucket)
+        for arn in ARNS:
+            bind_when_live(gateway, "notes", QueueConfig(queue=arn, events=["s3:ObjectCreated:*"]))
+        gateway.client().delete_bucket_notification(bucket_name="notes")
+        yield gateway, receiver
     finally:
         gateway.stop()
         receiver.close()
@@ -383,13 +395,123 @@ def test_targets_from_the_servers_environment_only_need_to_be_bound(
     bucket = Path(script).stem.replace("_", "-")
     gateway.client().make_bucket(bucket_name=bucket)
     site = Site(script, gateway, receiver, tmp_path)
-    only = {"MINIO_BUCKET": bucket, "WEBHOOK_URL": "", "WEBHOOK_AUTH_TOKEN": "", "WEBHOOK_QUEUE_DIR": ""}
-    assert poll(lambda: site.run("--events-only", **only).returncode == 0)
+    only = NO_WEBHOOK | {"MINIO_BUCKET": bucket}
+    assert site.run("--events-only", **only).returncode == 0
     assert site.run("--events-only", **only).stdout.count("unchanged") == 2
     site.put(bucket, "key")
     assert poll(lambda: receiver.of(f"{bucket}/key", "Created") == [f"Bearer {TOKEN}"] * 2)
     assert site.run("--events-only", "--remove", **only).returncode == 0
     assert arns(gateway, bucket) == []
+
+
+@dataclass
+class Albums:
+    """One of the scripts and a server with the buckets album-1, album-22, notes and a few more."""
+
+    site: Site
+
+    def run(self, *options: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        return self.site.run("--events-only", *options, **NO_WEBHOOK | changes)
+
+    def bind(self, *options: str, **changes: str) -> str:
+        done = self.run(*options, **changes)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def all(self) -> list[str]:
+        return [bucket.name for bucket in self.site.gateway.client().list_buckets()]
+
+    def bound(self) -> list[str]:
+        """The buckets whose changes both targets are told."""
+        return [bucket for bucket in self.all() if arns(self.site.gateway, bucket) == ARNS]
+
+    def clear(self) -> None:
+        for bucket in self.all():
+            self.site.gateway.client().delete_bucket_notification(bucket_name=bucket)
+
+
+@pytest.fixture(params=SCRIPTS)
+def albums(
+    request: pytest.FixtureRequest, deployed: tuple[Gateway, Receiver], tmp_path: Path
+) -> Iterator[Albums]:
+    found = Albums(Site(request.param, *deployed, tmp_path))
+    yield found
+    found.clear()
+
+
+def test_a_list_takes_commas_and_spaces_and_binds_each_bucket_once(albums: Albums) -> None:
+    printed = albums.bind(MINIO_BUCKET="album-1 notes,,album-1")
+    assert albums.bound() == ["album-1", "notes"]
+    assert "every change of 2 buckets" in printed
+
+
+def test_a_star_means_all_buckets_and_never_the_files_of_the_folder(albums: Albums) -> None:
+    for name in ("notes", "a-file", "with space"):
+        (albums.site.folder / name).touch()
+    printed = albums.bind(MINIO_BUCKET="*")
+    assert albums.bound() == albums.all()
+    assert f"every change of {len(albums.all())} buckets" in printed
+    assert "Buckets made later need this to be run again; it is safe to repeat" in printed
+    (albums.site.folder / ".env").write_text("MINIO_BUCKET=*\n")
+    assert "a-file" not in albums.bind("--remove", MINIO_BUCKET="")
+    assert albums.bound() == []
+
+
+def test_a_pattern_means_the_buckets_that_match(albums: Albums) -> None:
+    (albums.site.folder / "album-x").touch()
+    assert "every change of 1 bucket to" in albums.bind(MINIO_BUCKET="album-?")
+    assert albums.bound() == ["album-1"]
+    albums.bind(MINIO_BUCKET="*-22, notes, album-22")
+    assert albums.bound() == ["album-1", "album-22", "notes"]
+    albums.bind("--remove", MINIO_BUCKET="album-*")
+    assert albums.bound() == ["notes"]
+
+
+def test_a_bucket_made_later_is_bound_by_the_next_run(albums: Albums) -> None:
+    client = albums.site.gateway.client()
+    albums.bind(MINIO_BUCKET="album-*")
+    client.make_bucket(bucket_name="album-later")
+    try:
+        printed = albums.bind(MINIO_BUCKET="album-*")
+        assert albums.bound() == ["album-1", "album-22", "album-later"]
+    finally:
+        client.remove_bucket(bucket_name="album-later")
+    assert printed.count("unchanged") == 4
+    assert printed.count("added") == 2
+
+
+def test_a_dry_run_names_the_buckets_that_match(albums: Albums) -> None:
+    for options in ([], ["--remove"]):
+        printed = albums.bind("--dry-run", *options, MINIO_BUCKET="album-*")
+        assert "album-1" in printed
+        assert "album-22" in printed
+        assert "notes" not in printed
+        assert "album-*" not in printed
+    assert albums.bound() == []
+
+
+@pytest.mark.parametrize("options", [[], ["--remove"], ["--dry-run"]])
+def test_a_pattern_that_matches_nothing_is_called_that_before_anything_changes(
+    albums: Albums, options: list[str]
+) -> None:
+    done = albums.run(*options, MINIO_BUCKET="album-*,nope-*")
+    assert done.returncode == 1
+    assert f"no bucket matches 'nope-*' (MinIO lists {len(albums.all())} to these keys)" in done.stdout
+    assert "Hint: create one, or name others in MINIO_BUCKET" in done.stdout
+    assert albums.bound() == []
+
+
+@pytest.mark.parametrize("albums", ["configure_minio.py"], indirect=True)
+def test_the_sources_of_the_rules_are_bound_where_no_bucket_is_named(albums: Albums) -> None:
+    rules = '[rules.a]\nsource = "notes"\ntarget = "x"\n[rules.b]\nsource = ["album-?", "notes"]\n'
+    (albums.site.folder / "rules.toml").write_text(rules)
+    albums.bind(RULES_FILE="rules.toml", MINIO_BUCKET="album-22")
+    assert albums.bound() == ["album-22"]
+    printed = albums.bind(RULES_FILE="rules.toml", MINIO_BUCKET="")
+    assert albums.bound() == ["album-1", "album-22", "notes"]
+    assert "every change of 2 buckets" in printed
+    albums.bind("--remove", RULES_FILE="rules.toml", MINIO_BUCKET="")
+    assert albums.bound() == ["album-22"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -459,6 +581,86 @@ def test_a_server_that_is_not_there_is_called_that(script: str, tmp_path: Path) 
     done = run(CONFIG / script, cwd=tmp_path, env=complete(endpoint, tmp_path) | real_client(script))
     assert done.returncode == 1
     assert f"MinIO can't be reached at {endpoint}" in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    ("named", "problem"),
+    [(", ,", "MINIO_BUCKET names no bucket"), ("a/*,photos", "MINIO_BUCKET: 'a/*' is no bucket name")],
+)
+def test_what_can_be_no_bucket_is_wrong_use(script: str, named: str, problem: str, tmp_path: Path) -> None:
+    env = complete("http://127.0.0.1:9", tmp_path) | {"MINIO_BUCKET": named}
+    done = run(CONFIG / script, cwd=tmp_path, env=env)
+    assert done.returncode == 2
+    assert problem in done.stdout
+
+
+class Buckets(BaseHTTPRequestHandler):
+    """A MinIO that lists a bucket of its own, as none of those that run here does."""
+
+    def do_GET(self) -> None:
+        names = (".minio.sys", ".hidden", "photos")
+        listed = "".join(
+            f"<Bucket><Name>{name}</Name><CreationDate>2026-01-01T00:00:00Z</CreationDate></Bucket>"
+            for name in names
+        )
+        body = f"<ListAllMyBucketsResult><Buckets>{listed}</Buckets></ListAllMyBucketsResult>".encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name
+        pass
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_buckets_of_minios_own_are_passed_by(script: str, tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Buckets) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            env = complete(f"http://127.0.0.1:{server.server_port}", tmp_path) | {"MINIO_BUCKET": "*"}
+            done = run(CONFIG / script, "--dry-run", cwd=tmp_path, env=env | real_client(script))
+        finally:
+            server.shutdown()
+            thread.join()
+    assert done.returncode == 0, done.stdout
+    assert "photos" in done.stdout
+    assert ".minio.sys" not in done.stdout
+    assert ".hidden" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("rules", "problem"),
+    [
+        (None, "can't be read: No such file or directory"),
+        ("[rules.a\n", "can't be read: Expected ']'"),
+        ("source = 'photos'\n", "has no table [rules.NAME]"),
+        ("[rules]\na = 'photos'\n", "rule a needs a source"),
+        ("[rules.a]\ntarget = 'x'\n", "rule a needs a source"),
+        ("[rules.a]\nsource = []\n", "rule a needs a source"),
+        ("[rules.a]\nsource = ['photos', 3]\n", "rule a needs a source"),
+        ("[rules.a]\nsource = 'photos/2024'\n", "RULES_FILE: 'photos/2024' is no bucket name"),
+    ],
+)
+def test_a_wrong_file_of_rules_is_wrong_use(rules: str | None, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "rules.toml"
+    if rules is not None:
+        path.write_text(rules)
+    env = complete("http://127.0.0.1:9", tmp_path) | {"MINIO_BUCKET": "", "RULES_FILE": str(path)}
+    done = run(lonely_copy("configure_minio.py", tmp_path), cwd=tmp_path, env=env)
+    assert done.returncode == 2
+    assert problem in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_the_shell_script_says_that_it_reads_no_file_of_rules(tmp_path: Path) -> None:
+    env = complete("http://127.0.0.1:9", tmp_path) | {"MINIO_BUCKET": "", "RULES_FILE": "rules.toml"}
+    done = run(lonely_copy("minio-webhook.sh", tmp_path), cwd=tmp_path, env=env)
+    assert done.returncode == 2
+    assert "use config/configure_minio.py, or name the buckets in MINIO_BUCKET" in done.stdout
 
 
 def test_midnight_commander_named_as_the_client_is_refused(tmp_path: Path) -> None:

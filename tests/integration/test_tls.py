@@ -71,7 +71,6 @@ def stores(server: TLSSeaweedFS) -> Iterator[Callable[..., tuple[Source, Target]
             access_key=server.access_key,
             secret_key=server.secret_key,
             region=REGION,
-            bucket=BUCKET,
             ca_file=os.environ.get("SSL_CERT_FILE") or certifi.where(),
         )
         pair = Source(settings), Target(settings, connections_max=1)
@@ -160,7 +159,7 @@ def test_a_store_that_speaks_no_tls_is_unavailable(
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     keys = {"access_key": seaweed.access_key, "secret_key": seaweed.secret_key, "region": REGION}
-    source = Source(StoreSettings(endpoint_url=f"https://127.0.0.1:{seaweed.port}", **keys, bucket=BUCKET))
+    source = Source(StoreSettings(endpoint_url=f"https://127.0.0.1:{seaweed.port}", **keys))
     with pytest.raises(StoreUnavailable, match=r"SSL|TLS"):
         source.head(BUCKET, "key")
     source.close()

@@ -58,7 +58,6 @@ class Listener:
             access_key="key",
             secret_key="secret",
             region="us-east-1",
-            bucket="unused",
         )
 
     def __enter__(self) -> Self:
@@ -400,7 +399,7 @@ def test_closing_a_store_lets_go_of_all_that_its_threads_have_opened(
     seaweed: SeaweedFS, new_bucket: Callable[[S3Server], str]
 ) -> None:
     bucket, keys = new_bucket(seaweed), {"access_key": seaweed.access_key, "secret_key": seaweed.secret_key}
-    settings = StoreSettings(endpoint_url=seaweed.endpoint, region="us-east-1", bucket=bucket, **keys)
+    settings = StoreSettings(endpoint_url=seaweed.endpoint, region="us-east-1", **keys)
     real = Store(settings, side="target")
     gc.collect()  # what earlier tests have left open
     before = psutil.Process().num_fds()
@@ -423,9 +422,9 @@ class Place:
     bucket: str
     sent: list[dict[str, str]]
 
-    def written(self, **properties: Any) -> list[Properties]:
+    def written(self, *, storage_class: str = "", **properties: Any) -> list[Properties]:
         """What becomes of an object that is written whole, and of one in parts."""
-        attributes = Attributes(properties=Properties(**properties), tags={})
+        attributes = Attributes(properties=Properties(**properties), tags={}, storage_class=storage_class)
         self.target.put(self.bucket, "whole", BODY, md5(BODY), attributes)
         upload, _ = self.target.create_upload(self.bucket, "parts", attributes)
         part = self.target.put_part(self.bucket, "parts", upload, 1, BODY, md5(BODY))
@@ -503,9 +502,9 @@ def test_a_value_that_no_header_can_hold_is_refused_and_nothing_is_sent(
 def test_the_storage_class_is_sent_with_whole_objects_and_uploads_only_where_one_is_set(
     place: Callable[..., Place],
 ) -> None:
-    for changes, expected in (({"storage_class": "STANDARD"}, "STANDARD"), ({}, None)):
-        made = place(**changes)
-        made.written()
+    for storage_class, expected in (("STANDARD", "STANDARD"), ("", None)):
+        made = place()
+        made.written(storage_class=storage_class)
         assert [sent.get("x-amz-storage-class") for sent in made.sent] == [expected, expected, None]
 
 
@@ -540,7 +539,7 @@ def test_no_error_names_the_password_of_a_proxy(
     for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     endpoint = {"endpoint_url": f"{scheme}://store.example:9000", "access_key": "key", "secret_key": "secret"}
-    target = Target(StoreSettings(**endpoint, region="us-east-1", bucket="unused"), connections_max=1)
+    target = Target(StoreSettings(**endpoint, region="us-east-1"), connections_max=1)
     with pytest.raises(StoreError) as raised:
         CALLS[call](target)
     target.close()

@@ -14,7 +14,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from webhook import settings
-from webhook.app import PROXY_HEADERS, create_app
+from webhook.app import create_app
+from webhook.callers import PROXY_HEADERS
 from webhook.entries import Buried
 from webhook.ledger import Ledger
 
@@ -299,7 +300,7 @@ def test_the_status_counts_entries(client: FlaskClient) -> None:
     bury(client, "c")
     found = client.get("/v1/status").json
     assert (found["entries"]["waiting"]["live"], found["entries"]["failed"]["live"]) == (2, 1)
-    assert found["rules"]["default"]["source"] == "source-bucket"
+    assert found["rules"]["default"]["source"] == "source-bucket/"
 
 
 def test_health_needs_no_token_and_tells_no_details(make_client: MakeClient) -> None:
@@ -335,6 +336,6 @@ def test_an_unforeseen_error_tells_the_caller_nothing_of_it(
     def fail() -> None:
         raise ZeroDivisionError("s3cr3t")
 
-    monkeypatch.setattr(ledger_of(client), "counts", fail)
+    monkeypatch.setattr(ledger_of(client), "counts_by_rule", fail)
     answer = client.get("/v1/status")
     assert (answer.status_code, error_of(answer)["code"]) == (500, "unexpected")

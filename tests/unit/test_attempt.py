@@ -8,14 +8,16 @@ from typing import Any, cast
 import pytest
 
 from webhook import errors
-from webhook.attempt import Lease, Task, attempt
+from webhook.attempt import Lease, Means, Task, attempt
 from webhook.copier import Copier, Known, Outcome, OutcomeKind
+from webhook.deletes import Deletes
 from webhook.entries import LIVE, Buried, Claim, Released, Retried, Settled
 from webhook.errors import IntegrityError, LeaseLost, LedgerUnavailable, Place, StoreError
 from webhook.ledger import Ledger
-from webhook.rules import Rule
+from webhook.rules import Rules, Template
 
-RULE = Rule(name="default", source_bucket="s", target_bucket="t")
+RULES = Rules(templates=(Template(name="default", sources=("s",), target_bucket="t"),))
+RULE = RULES.matching(bucket="s", key="k")[0]
 ATTEMPTS_MAX = 3
 
 
@@ -57,10 +59,15 @@ def task(**known: Any) -> Task:
     return Task(claim=claim, lease=lease)
 
 
+def means(copier: StubCopier, attempts_max: int = ATTEMPTS_MAX) -> Means:
+    """One rule, one copier, and no rule that asks for deletes."""
+    copiers = {"filebase": cast(Copier, copier)}
+    return Means(rules=RULES, copiers=copiers, deletes=cast(Deletes, None), attempts_max=attempts_max)
+
+
 def ending(result: Outcome | BaseException, **known: Any) -> Any:
     """What comes of it."""
-    copier = cast(Copier, StubCopier(result))
-    return attempt(task(**known), rules={"default": RULE}, copier=copier, attempts_max=ATTEMPTS_MAX)
+    return attempt(task(**known), means(StubCopier(result)))
 
 
 def store_error(name: str, **facts: Any) -> StoreError:
@@ -70,7 +77,7 @@ def store_error(name: str, **facts: Any) -> StoreError:
     return error
 
 
-@pytest.mark.parametrize("kind", OutcomeKind)
+@pytest.mark.parametrize("kind", [OutcomeKind.REPLICATED, OutcomeKind.UNCHANGED])
 def test_a_copy_that_succeeds_is_settled_with_all_it_found(kind: OutcomeKind) -> None:
     facts: dict[str, Any] = {
         "size": 3,
@@ -88,12 +95,17 @@ def test_a_copy_that_succeeds_is_settled_with_all_it_found(kind: OutcomeKind) ->
     assert {name: getattr(found, name) for name in facts} == facts
 
 
+def test_what_is_gone_at_the_source_and_stays_at_the_target_keeps_what_is_known_of_it() -> None:
+    found = ending(Outcome(kind=OutcomeKind.GONE), source_etag="a", target_etag="b")
+    assert (found.outcome, found.source_etag, found.target_etag) == ("gone", "a", "b")
+
+
 def test_the_copy_is_told_what_the_last_one_left_on_record() -> None:
     stub, given = (
         StubCopier(Outcome(kind=OutcomeKind.GONE)),
         task(source_etag="a", upload="{}", lost='["tags"]', attempts=2),
     )
-    attempt(given, rules={"default": RULE}, copier=cast(Copier, stub), attempts_max=2)
+    attempt(given, means(stub, attempts_max=2))
     known = Known(source_etag="a", target_etag="", upload="{}", lost=frozenset({"tags"}), is_retry=True)
     assert stub.asked == {"rule": RULE, "key": "k", "permit": given.lease, "known": known}
 
@@ -104,7 +116,7 @@ def test_the_copy_is_told_what_the_last_one_left_on_record() -> None:
 )
 def test_the_copy_is_told_whether_it_is_the_key_s_first(known: dict[str, Any], is_first: bool) -> None:
     stub, given = StubCopier(Outcome(kind=OutcomeKind.GONE)), task(**known)
-    attempt(given, rules={"default": RULE}, copier=cast(Copier, stub), attempts_max=2)
+    attempt(given, means(stub, attempts_max=2))
     assert stub.asked["known"].is_first is is_first
 
 

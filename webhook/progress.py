@@ -1,0 +1,110 @@
+"""How far the target is complete, and how fast changes get there.
+
+The recovery point of a rule is a time. All that was at the source then is at the target, as it was or newer:
+
+* by sweep: the last complete sweep has seen all that was there before it began, and what it put into the
+  ledger has been settled since, or the recovery point is that of the oldest thing that has not. True whether
+  or not any event was lost.
+* by events: nothing that was asked for before is unsettled. True if MinIO has told of every change.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from webhook.database import ENTRIES, MINUTES
+from webhook.entries import LIVE
+from webhook.lags import percentile_s
+from webhook.ledger import Ledger
+from webhook.sweeps import Sweep
+
+HOUR_MINUTES = 60
+KEPT_MINUTES = 25 * HOUR_MINUTES
+_ROW, _MINUTE = ENTRIES.c, MINUTES.c
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """Of one rule. Times in seconds since 1970; None where nothing is proved."""
+
+    by_sweep: float | None
+    by_events: float
+    lag_s: float
+    """How long the oldest thing asked for has been waiting; 0.0: nothing waits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastHour:
+    """What was settled in the last 60 minutes. Percentiles: change → verified copy, of live entries."""
+
+    objects: int = 0
+    bytes: int = 0
+    p50_s: float | None = None
+    p95_s: float | None = None
+    p99_s: float | None = None
+
+
+class Progress:
+    """Thread-safe. Every method raises LedgerUnavailable."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def recovery(self, rules: list[str], proofs: Mapping[str, Sweep]) -> dict[str, Recovery]:
+        """rule → how far its target is complete; `proofs` are its last complete sweeps, read before."""
+        now = self._ledger.clock()
+        found = {}
+        for rule in rules:
+            oldest = self._oldest_unsettled(rule)
+            proof = proofs.get(rule)
+            seen = proof.proves_at if proof else None
+            found[rule] = Recovery(
+                by_sweep=None if seen is None else min(seen, oldest or seen),
+                by_events=min(now, oldest or now),
+                lag_s=max(0.0, now - oldest) if oldest else 0.0,
+            )
+        return found
+
+    def _oldest_unsettled(self, rule: str) -> float | None:
+        """Since when something is asked for that is not settled, pending deletes left out."""
+        conditions = (_ROW.rule == rule, _ROW.asked_at.is_not(None), _ROW.gone_at.is_(None))
+        with self._ledger.reading() as connection:
+            return connection.execute(sa.select(sa.func.min(_ROW.asked_at)).where(*conditions)).scalar()
+
+    def last_hour(self) -> dict[str, LastHour]:
+        """rule → what was settled in the last hour, where something was."""
+        since = int(self._ledger.clock() // 60) - HOUR_MINUTES
+        columns = (_MINUTE.rule, _MINUTE.lane, _MINUTE.bucket)
+        sums = (sa.func.sum(_MINUTE.objects), sa.func.sum(_MINUTE.bytes))
+        wanted = sa.select(*columns, *sums).where(_MINUTE.minute > since).group_by(*columns)
+        lags: dict[str, dict[int, int]] = defaultdict(dict)
+        objects: dict[str, int] = defaultdict(int)
+        sizes: dict[str, int] = defaultdict(int)
+        with self._ledger.reading() as connection:
+            for rule, lane, bucket, count, size in connection.execute(wanted):
+                objects[rule] += int(count)
+                sizes[rule] += int(size)
+                if lane == LIVE:
+                    lags[rule][bucket] = int(count)
+        return {rule: _last_hour(objects[rule], sizes[rule], lags[rule]) for rule in objects}
+
+    def events_missed(self) -> dict[str, int]:
+        """rule → how many keys had a change that a sweep found and no event had told of."""
+        missed = sa.select(_ROW.rule, sa.func.count()).where(_ROW.missed_at.is_not(None))
+        with self._ledger.reading() as connection:
+            found = connection.execute(missed.group_by(_ROW.rule))
+            return {rule: int(count) for rule, count in found}
+
+    def forget(self) -> None:
+        """Drops minutes that nobody asks for any more."""
+        oldest = int(self._ledger.clock() // 60) - KEPT_MINUTES
+        self._ledger.run(sa.delete(MINUTES).where(_MINUTE.minute < oldest), durable=False)
+
+
+def _last_hour(objects: int, size: int, lags: Mapping[int, int]) -> LastHour:
+    p50_s, p95_s, p99_s = (percentile_s(lags, share) for share in (0.5, 0.95, 0.99))
+    return LastHour(objects=objects, bytes=size, p50_s=p50_s, p95_s=p95_s, p99_s=p99_s)

@@ -1,0 +1,98 @@
+"""Variables → values, and what is wrong with them.
+
+A problem is one sentence that begins with the variable's name. No value is repeated that may be a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+T = TypeVar("T")
+
+
+class Variables:
+    """Takes variables one by one and collects what is wrong with them.
+
+    Each method gives the value of the variable called `name`, or something of its type where it cannot.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.problems: list[str] = []
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._environ.get(name, "").strip()
+        if value:
+            return value
+        if default is None:
+            self.problems.append(f"{name} is missing")
+        return default or ""
+
+    def endpoint(self, name: str) -> str:
+        value = self.text(name)
+        return self.as_endpoint(name, value) if value else ""
+
+    def as_endpoint(self, name: str, value: str) -> str:
+        """A value from elsewhere, read as if it were a variable's."""
+        if not value:
+            self.problems.append(f"{name} is missing")
+            return ""
+        return self._parsed(name, value, _endpoint_url, 'must be like "https://host:9000"', "")
+
+    def names(self, name: str, problem_of: Callable[[str], str | None]) -> tuple[str, ...]:
+        """What stands between commas and spaces, each once; none that `problem_of` objects to."""
+        value = self.text(name)
+        found = tuple(dict.fromkeys(value.replace(",", " ").split()))
+        if value and not found:
+            self.problems.append(f"{name} is missing")
+        return tuple([each for each in found if self.check(name, each, problem_of)])
+
+    def check(self, name: str, value: str, problem_of: Callable[[str], str | None]) -> bool:
+        """Whether `problem_of` does not object; a missing value has been reported before."""
+        problem = problem_of(value) if value else None
+        if problem:
+            self.problems.append(f"{name} {problem}")
+        return not problem
+
+    def database_url(self, name: str, default: str) -> str:
+        value = self.text(name, default)
+        if not value.startswith(("sqlite:///", "postgres://", "postgresql://", "postgresql+psycopg://")):
+            self.problems.append(f"{name} must begin with sqlite:/// or postgresql://")
+        return value
+
+    def whole(self, name: str, default: int, *, least: int, most: int) -> int:
+        value = self.text(name, str(default))
+        number = self._parsed(name, value, int, f"must be a whole number, not {value!r}", default)
+        if not least <= number <= most:
+            self.problems.append(f"{name} must be between {least} and {most}, not {number}")
+        return number
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        words = {"true": True, "1": True, "yes": True, "on": True}
+        words |= {"false": False, "0": False, "no": False, "off": False}
+        value = self.text(name, str(default)).lower()
+        return self._parsed(name, value, words.__getitem__, f"must be true or false, not {value!r}", default)
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+        value = self.text(name, choices[0]).lower()
+        if value not in choices:
+            self.problems.append(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        return value
+
+    def _parsed(self, name: str, value: str, parse: Callable[[str], T], problem: str, fallback: T) -> T:
+        try:
+            return parse(value)
+        except (ValueError, KeyError):
+            self.problems.append(f"{name} {problem}")
+            return fallback
+
+
+def _endpoint_url(value: str) -> str:
+    parts = urlsplit(value)
+    usable = parts.scheme in ("http", "https") and parts.hostname and parts.path in ("", "/")
+    if not usable or parts.query or parts.fragment or "@" in parts.netloc or parts.port == 0:
+        raise ValueError(value)
+    standard = {"http": ":80", "https": ":443"}[parts.scheme]
+    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(standard)}"
