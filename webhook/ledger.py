@@ -264,9 +264,11 @@ class Ledger:
                     counts.setdefault(name, _no_counts())[state][lane] += number
         return counts
 
-    def backlog(self, lane: str, *, limit: int) -> int:
-        """How many entries of a lane are waiting or running, counted up to a limit."""
+    def backlog(self, lane: str, *, limit: int, rules: Sequence[str] | None = None) -> int:
+        """How many entries of a lane are waiting or running, counted up to a limit; `rules` narrows."""
         some = sa.select(sa.literal(1)).where(ROW.lane == lane, ROW.due_at.is_not(None)).limit(limit)
+        if rules is not None:
+            some = some.where(ROW.rule.in_(rules))
         with self.reading() as connection:
             return connection.execute(sa.select(sa.func.count()).select_from(some.subquery())).scalar_one()
 

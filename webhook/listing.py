@@ -90,8 +90,9 @@ def walk(ask: Callable[[str], Page], reader: Executor) -> Iterator[Page]:
         following: Future[Page] = reader.submit(ask, page.token)
         try:
             yield page
-        finally:
+        except GeneratorExit:
             following.cancel()
+            raise
         page = following.result()
     yield page
 

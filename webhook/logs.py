@@ -50,8 +50,11 @@ class _StandardError:
             sys.stderr.flush()
 
 
-def configure(log_format: str) -> None:
-    """Sends this process's log lines, its libraries' too, to standard error. Safe to repeat."""
+def configure(log_format: str, *, least: int = logging.INFO) -> None:
+    """Sends this process's log lines, its libraries' too, to standard error. Safe to repeat.
+
+    `least`: the lowest of logging's levels that is written.
+    """
     renderer: Any = structlog.processors.JSONRenderer() if log_format == "json" else _text
     formatter = structlog.stdlib.ProcessorFormatter(
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _one_line, renderer],
@@ -61,7 +64,7 @@ def configure(log_format: str) -> None:
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(least)
     for noisy in ("botocore", "boto3", "urllib3", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # a retried connection is urllib3's warning and this service's own line: one is enough
@@ -70,6 +73,6 @@ def configure(log_format: str) -> None:
     structlog.configure(
         processors=[*_SHARED, _one_line, renderer],
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _StandardError())),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(least),
         cache_logger_on_first_use=True,
     )

@@ -11,7 +11,7 @@ The recovery point of a rule is a time. All that was at the source then is at th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -91,6 +91,14 @@ class Progress:
                 if lane == LIVE:
                     lags[rule][bucket] = int(count)
         return {rule: _last_hour(objects[rule], sizes[rule], lags[rule]) for rule in objects}
+
+    def settled(self, rules: Sequence[str], *, lane: str, since_minute: int) -> tuple[int, int]:
+        """How many objects and bytes these rules settled in a lane from that minute since 1970 on."""
+        sums = (sa.func.sum(_MINUTE.objects), sa.func.sum(_MINUTE.bytes))
+        theirs = (_MINUTE.minute >= since_minute, _MINUTE.lane == lane, _MINUTE.rule.in_(rules))
+        with self._ledger.reading() as connection:
+            objects, size = connection.execute(sa.select(*sums).where(*theirs)).one()
+        return int(objects or 0), int(size or 0)
 
     def events_missed(self) -> dict[str, int]:
         """rule → how many keys had a change that a sweep found and no event had told of."""

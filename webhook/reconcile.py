@@ -64,6 +64,12 @@ class Sides:
     source: Source
     targets: Mapping[str, Target]
 
+    def close(self) -> None:
+        """Closes the connections that are not in use."""
+        self.source.close()
+        for target in self.targets.values():
+            target.close()
+
     def concrete(self) -> tuple[Rule, ...]:
         """The rules of all buckets there are; asks the source where some are named by globs.
 
@@ -173,14 +179,20 @@ class Sweeper:
             self._run(rule, self._sweeps.begin(sweep, worker=self._name))
         except Stopped:
             pass
-        except (StoreError, OSError) as error:
+        except LedgerUnavailable:
+            raise  # nothing can be noted either
+        except Exception as error:  # noqa: BLE001
             self._put_off(sweep, error)
         finally:
             self._sweeps.give_up_lease(worker=self._name)
         return True
 
-    def _put_off(self, sweep: Sweep, error: StoreError | OSError) -> None:
-        text = f"{error.message}. {error.hint}".strip() if isinstance(error, ReplicatorError) else str(error)
+    def _put_off(self, sweep: Sweep, error: Exception) -> None:
+        if isinstance(error, ReplicatorError):
+            text = f"{error.message}. {error.hint}".strip()
+        else:
+            text = f"{type(error).__name__}, see the log"
+            log.error("unexpected error", rule=sweep.rule, exc_info=error)
         by_s = min(PUT_OFF_MAX_S, PUT_OFF_S * 2 ** min(self._failures[sweep.id], 10))
         self._failures[sweep.id] += 1
         self._sweeps.put_off(sweep, by_s=by_s, error=text)

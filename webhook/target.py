@@ -27,7 +27,7 @@ from webhook.errors import KeyExists, NoSuchKey, Place, StoreError, StoreUnavail
 from webhook.listing import Page
 from webhook.objects import STAMP, ObjectInfo, Properties, is_opaque
 from webhook.settings import StoreSettings
-from webhook.store import Store
+from webhook.store import Reading, Store
 
 T = TypeVar("T")
 
@@ -103,6 +103,10 @@ class Target:
             return self._store.info(bucket, key)
         except NoSuchKey:
             return None
+
+    def open(self, bucket: str, key: str) -> Reading:
+        """Starts reading the whole object. Raises: NoSuchKey, StoreError."""
+        return self._store.open("GetObject", "GET", bucket, key)
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         """The object's tags; none where there is no object or no tagging. Raises: StoreError."""

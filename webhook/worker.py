@@ -371,9 +371,7 @@ class Service:
         """Gives up connections and threads, for a service whose worker was not started or has stopped."""
         for copier in self.copiers.values():
             copier.close()
-        self.sides.source.close()
-        for target in self.sides.targets.values():
-            target.close()
+        self.sides.close()
         self.ledger.close()
 
     def checks(self) -> dict[str, Callable[[], object]]:
@@ -395,19 +393,30 @@ class Service:
         return found
 
 
+def open_stores(configured: Settings) -> Sides:
+    """Both sides of all rules. Call it after the fork."""
+    connections = configured.worker.threads * 2 + 32
+    return Sides(
+        rules=configured.rules,
+        source=Source(configured.source),
+        targets={
+            name: Target(each, connections_max=connections) for name, each in configured.targets.items()
+        },
+    )
+
+
 def assemble(configured: Settings) -> Service:
     """Opens the ledger and all stores for this process. Call it after the fork."""
-    connections = configured.worker.threads * 2 + 32
-    source = Source(configured.source)
-    targets = {name: Target(each, connections_max=connections) for name, each in configured.targets.items()}
+    sides = open_stores(configured)
     ledger = Ledger.open(configured.database_url)
     deletes = Deletes(ledger, configured.deletes)
     budget = MemoryBudget(configured.copy.memory_budget_bytes)
-    copiers = {name: Copier(source, target, configured.copy, budget) for name, target in targets.items()}
+    copiers = {
+        name: Copier(sides.source, target, configured.copy, budget) for name, target in sides.targets.items()
+    }
     means = Means(
         rules=configured.rules, copiers=copiers, deletes=deletes, attempts_max=configured.worker.attempts_max
     )
-    sides = Sides(rules=configured.rules, source=source, targets=targets)
     sweeper = Sweeper(
         sides,
         ledger,
