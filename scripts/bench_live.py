@@ -93,7 +93,7 @@ def _both(source: Gateway, target: SeaweedFS, folder: Path) -> Iterator[tuple[Ma
     watch = McWatch(Job(source, watched, target, f"{watched}-copy", (), folder / MC))
     with ExitStack() as stack:
         stack.enter_context(service)
-        _notify(source, ours, service.events_url)
+        notify(source, ours, service.events_url)
         stack.enter_context(watch)
         sides = {
             name: _side(source, target, f"live-{name}", server.pid)
@@ -109,7 +109,8 @@ def _side(source: S3Server, target: S3Server, bucket: str, pid: int) -> Side:
     return Side(source.client(pools[0]), bucket, target.client(pools[1]), f"{bucket}-copy", pid)
 
 
-def _notify(source: Gateway, bucket: str, url: str) -> None:
+def notify(source: Gateway, bucket: str, url: str) -> None:
+    """Has the source tell of each object that is created in the bucket, at once and once."""
     environ = {"ENABLE": "on", "ENDPOINT": url, "AUTH_TOKEN": WEBHOOK_AUTH_TOKEN}
     source.restart(environ={f"MINIO_NOTIFY_WEBHOOK_{name}_BENCH": value for name, value in environ.items()})
     wanted = NotificationConfig(queue_config_list=[QueueConfig(queue=ARN, events=["s3:ObjectCreated:*"])])

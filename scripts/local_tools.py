@@ -39,7 +39,7 @@ def rclone_check(
 
     Multipart objects have none, so only their sizes are compared; `download` reads every byte instead.
     """
-    remotes = _rclone_remote("SOURCE", source_server) | _rclone_remote("TARGET", target_server)
+    remotes = rclone_remotes(source_server, target_server)
     command = [find_binary("rclone"), "check", "--config=", "--combined=-", "--retries=1"]
     command += ["--download"] if download else []
     done = subprocess.run(
@@ -51,6 +51,11 @@ def rclone_check(
     )
     differences = tuple(line for line in done.stdout.splitlines() if not line.startswith("= "))
     return CheckResult(done.returncode == 0, differences, done.stdout + done.stderr)
+
+
+def rclone_remotes(source: S3Server, target: S3Server) -> dict[str, str]:
+    """The environment in which rclone knows both as `source:` and `target:`."""
+    return _rclone_remote("SOURCE", source) | _rclone_remote("TARGET", target)
 
 
 def _rclone_remote(name: str, server: S3Server) -> dict[str, str]:

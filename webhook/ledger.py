@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import threading
 import time
 from collections import Counter
@@ -46,6 +47,7 @@ from webhook.database import (
     writing,
 )
 from webhook.entries import (
+    BACKFILL,
     FAILED,
     LANES,
     LIVE,
@@ -74,7 +76,7 @@ class Taker(Protocol):
     lease_s: float
 
     def room(self) -> int:
-        """How many claims it can work on at once now."""
+        """How many claims of live work it can begin at once now."""
 
     def take(self, claims: Sequence[Claim], asked_at: float) -> None:
         """Its new claims; `asked_at` is the monotonic time before they were made."""
@@ -92,6 +94,8 @@ class Ledger:
         self._sql = statements.Statements(engine)
         self._put_together = Together(self._put_all)
         self._taker: Taker | None = None
+        self.live_seen_at = -math.inf
+        """Monotonic time of the last look that found live work, of whichever process."""
 
     @classmethod
     def open(cls, database_url: str) -> Ledger:
@@ -107,7 +111,7 @@ class Ledger:
         self._listeners.append(listener)
 
     def claim_with_puts(self, taker: Taker) -> None:
-        """From now on, `put` claims in its own transaction what `taker` has room for: that is one
+        """From now on, `put` claims in its own transaction what live work `taker` has room for: that is one
         transaction and one change of threads less between a request and its copy.
         """
         self._taker = taker
@@ -137,11 +141,15 @@ class Ledger:
             if kept:
                 kept.sort(key=lambda row: row["record_id"])
                 self._sql.keep.run(cursor, *kept)
-            if rows and taker and (limit := taker.room()) > 0:
-                claims = self._claim(cursor, limit, worker=taker.name, lease_s=taker.lease_s)
+            is_live = any(row["lane"] == LIVE for row in rows)
+            if is_live and taker and (limit := taker.room()) > 0:
+                taken = self._taken(worker=taker.name, lease_s=taker.lease_s)
+                claims = self._claim(cursor, taken, {LIVE: limit})
+        if is_live:
+            self.live_seen_at = time.monotonic()
         if taker and claims:
             taker.take(claims, asked_at)
-        if len(claims) >= limit:  # else nothing is left that is due
+        if len(claims) >= limit or len(rows) > len(claims):  # else nothing of it is left that is due
             self.tell_listeners()
 
     def put_now(self, request: Request) -> int:
@@ -165,28 +173,38 @@ class Ledger:
 
     # ── working ──────────────────────────────────────────────────────────────────────────────────────
 
-    def claim(self, limit: int, *, worker: str, lease_s: float) -> list[Claim]:
-        """Up to `limit` entries that are due, live lane first, also those whose lease ran out."""
-        if not self._anything_due():
+    def claim(
+        self, limit: int, *, backfill_max: int | None = None, worker: str, lease_s: float
+    ) -> list[Claim]:
+        """Up to `limit` entries that are due, live lane first, also those whose lease ran out; of the
+        backfill no more than `backfill_max`.
+        """
+        limits = {LIVE: limit, BACKFILL: limit if backfill_max is None else min(limit, backfill_max)}
+        due = self._lanes_due()
+        if not any(limits[lane] > 0 for lane in due):
             return []
         with self.writing(durable=False) as cursor:
-            return self._claim(cursor, limit, worker=worker, lease_s=lease_s)
+            return self._claim(cursor, self._taken(worker=worker, lease_s=lease_s), limits)
 
-    def _claim(self, cursor: DBAPICursor, limit: int, *, worker: str, lease_s: float) -> list[Claim]:
+    def _taken(self, *, worker: str, lease_s: float) -> Row:
+        return {"_worker": worker, "_now": (now := self.clock()), "_until": now + lease_s}
+
+    def _claim(self, cursor: DBAPICursor, taken: Row, limits: Mapping[str, int]) -> list[Claim]:
         claims: list[Claim] = []
-        taken = {"_worker": worker, "_now": (now := self.clock()), "_until": now + lease_s}
-        for lane in LANES:
-            if len(claims) < limit:
-                due = {"_lane": lane, "_limit": limit - len(claims)}
-                claims += statements.claims(self._sql.claim.run(cursor, taken | due).fetchall(), now)
+        for lane, most in limits.items():
+            limit = min(most, max(limits.values()) - len(claims))
+            if limit > 0:
+                due = {"_lane": lane, "_limit": limit}
+                found = self._sql.claim.run(cursor, taken | due).fetchall()
+                claims += statements.claims(found, taken["_now"])
         return claims
 
     def claim_one(self, rule: str, key: str, *, worker: str, lease_s: float) -> Claim | None:
         """This entry, if it is waiting (due or not) or its lease ran out; None otherwise."""
         with self.writing(durable=False) as cursor:
-            taken = {"_worker": worker, "_now": (now := self.clock()), "_until": now + lease_s}
+            taken = self._taken(worker=worker, lease_s=lease_s)
             found = self._sql.claim_one.run(cursor, {**taken, "_rule": rule, "_key": key})
-            claims = statements.claims(found.fetchall(), now)
+            claims = statements.claims(found.fetchall(), taken["_now"])
         return claims[0] if claims else None
 
     def extend(self, claims: Sequence[Claim], *, lease_s: float) -> list[Claim]:
@@ -311,12 +329,17 @@ class Ledger:
 
     # ── the database ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _anything_due(self) -> bool:
-        """A read that takes no lock: idle workers ask many times a second."""
+    def _lanes_due(self) -> list[str]:
+        """Where something is due. A read that takes no lock: idle workers ask many times a second."""
         with reading(self._engine) as cursor:
-            first = self._sql.next_due.run(cursor).fetchall()[0]
+            live_worker, *first = self._sql.next_due.run(cursor).fetchall()[0]
         now = self.clock()
-        return any(due_at is not None and due_at <= now for due_at in first)
+        due = [
+            lane for lane, due_at in zip(LANES, first, strict=True) if due_at is not None and due_at <= now
+        ]
+        if live_worker or LIVE in due:
+            self.live_seen_at = time.monotonic()
+        return due
 
     def tell_listeners(self) -> None:
         """Something may be due that was not put."""

@@ -32,8 +32,8 @@ from webhook.source import Source
 from webhook.sweeps import Sweep, Sweeps
 from webhook.target import Target
 
-BATCH_KEYS = 1000
-"""Differing keys that go into the ledger together."""
+BATCH_KEYS = 100
+"""Differing keys that go into the ledger together: live events wait for that transaction."""
 STRIDE_KEYS = 10_000
 """Keys compared between two notes of the cursor."""
 WAITING_MAX = 4000

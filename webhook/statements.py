@@ -170,15 +170,20 @@ def _due(dialect: str) -> sa.ColumnElement[bool]:
 
 
 def _next_due() -> sa.Select[Any]:
-    """When the first entry of each lane is due, NULL where none is: the ends of an index, on any planner."""
+    """Who works on the first live entry, and when the first entry of each lane is due, NULL where nobody does
+    or none is: the ends of an index, on any planner.
+    """
+    live = (ROW.lane == LIVE, ROW.due_at.is_not(None))
+    first_live = sa.select(ROW.worker).where(*live).order_by(ROW.due_at).limit(1)
     return sa.select(
+        first_live.scalar_subquery(),
         *(
             sa.select(sa.func.min(ROW.due_at))
             .where(ROW.lane == lane, ROW.due_at.is_not(None))
             .scalar_subquery()
             .label(lane)
             for lane in LANES
-        )
+        ),
     )
 
 

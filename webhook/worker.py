@@ -31,9 +31,10 @@ from webhook.attempt import Lease, Means, Task, attempt, log_ending
 from webhook.copier import Copier
 from webhook.database import BUSY_TIMEOUT_S
 from webhook.deletes import Deletes
-from webhook.entries import Claim, Ending, Released, Request
+from webhook.entries import BACKFILL, LIVE, Claim, Ending, Released, Request
 from webhook.errors import LedgerUnavailable, ReplicatorError, StoreError
 from webhook.fleet import Fleet
+from webhook.inbox import Inbox
 from webhook.ledger import Ledger
 from webhook.memory import MemoryBudget
 from webhook.processes import is_dead, own_name
@@ -50,6 +51,11 @@ CLAIM_MAX = 64
 FINISH_MAX = 128
 GATHER_S = 0.02
 """How long a copy that has ended waits for those that still run, to be settled together with them."""
+LIVE_FEW = 4
+QUIET_S = 2.0
+"""Without live work for this long, the backfill gets all threads."""
+BACKFILL_BESIDE_LIVE = 2
+"""Backfill copies at once in a process while there is live work."""
 PREFETCH_S = 0.05
 """Claimed ahead: what the copiers get through in this time."""
 TROUBLE_DELAY_S = 0.5
@@ -73,11 +79,11 @@ class Worker:
         self._options = options
         self.name = own_name()
         self.lease_s = options.lease_s
-        self._todo: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._inbox: Inbox[Task] = Inbox(threads=options.threads)
         self._done: queue.SimpleQueue[tuple[Task, Ending] | None] = queue.SimpleQueue()
         self._held: dict[tuple[str, str, int], Task] = {}
         self._held_lock = threading.Lock()
-        self._idle_copiers = options.threads
+        self._held_live = 0
         self._finished = 0
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -137,13 +143,9 @@ class Worker:
         log.info("worker stopped", worker=self.name, left_running=len(self._held))
 
     def _hand_back_unstarted(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                task = self._todo.get_nowait()
-                if task:
-                    self._done.put((task, Released(claim=task.claim)))
-        for _ in range(self._options.threads):
-            self._todo.put(None)
+        for task in self._inbox.empty():
+            self._done.put((task, Released(claim=task.claim)))
+        self._inbox.close()
 
     def _wait_until_nothing_held(self, seconds: float) -> bool:
         until = time.monotonic() + seconds
@@ -159,23 +161,29 @@ class Worker:
             self._wake.clear()
             rate.update(self._finished)
             ahead = min(CLAIM_MAX, int(rate.per_s * PREFETCH_S))
-            limit = self._idle_copiers + ahead - self._todo.qsize()
+            self._inbox.limit_backfill(self._backfill_at_once())
+            limit = min(CLAIM_MAX, self._inbox.room() + ahead)
             if limit <= ahead // 2:
                 self._wake.wait(POLL_S)
                 continue
             with self._surviving("cannot claim"):
-                if not self._claim(min(limit, CLAIM_MAX)):
+                if not self._claim(limit, backfill_max=self._inbox.backfill_room() + ahead):
                     self._wake.wait(POLL_S)
 
-    def _claim(self, limit: int) -> int:
+    def _backfill_at_once(self) -> int:
+        """How much of the backfill may run: little beside live work, which it would slow down."""
+        is_quiet = time.monotonic() - self._ledger.live_seen_at > QUIET_S
+        return self._options.threads if is_quiet else BACKFILL_BESIDE_LIVE
+
+    def _claim(self, limit: int, *, backfill_max: int) -> int:
         asked_at = time.monotonic()
-        claims = self._ledger.claim(limit, worker=self.name, lease_s=self.lease_s)
+        claims = self._ledger.claim(limit, backfill_max=backfill_max, worker=self.name, lease_s=self.lease_s)
         self.take(claims, asked_at)
         return len(claims)
 
     def room(self) -> int:
-        """How many claims it can work on at once now."""
-        return 0 if self._stopping.is_set() else self._idle_copiers - self._todo.qsize()
+        """How much live work it can begin at once now."""
+        return 0 if self._stopping.is_set() else self._inbox.room()
 
     def take(self, claims: Sequence[Claim], asked_at: float) -> None:
         """Hands new claims to the copiers; `asked_at` is the monotonic time before they were made."""
@@ -184,28 +192,36 @@ class Worker:
             if self._stopping.is_set():
                 self._done.put((task, Released(claim=claim)))
             else:
-                self._todo.put(task)
+                self._inbox.put(task, is_backfill=claim.lane == BACKFILL)
 
     def _copy_loop(self) -> None:
-        while (task := self._todo.get()) is not None:
-            self._idle_copiers -= 1  # an estimate: the claimer asks for a little more or less
+        while (given := self._inbox.take()) is not None:
+            task, is_backfill = given
             try:
                 self._done.put((task, self._attempt(task)))
             finally:
-                self._idle_copiers += 1
+                self._inbox.done(is_backfill=is_backfill)
+
+    def _gather(self, first: tuple[Task, Ending]) -> list[tuple[Task, Ending]]:
+        """What is settled together: what comes within GATHER_S, unless it is live work and there is little
+        of that, so that somebody may be waiting for it.
+        """
+        batch = [first]
+        until = time.monotonic() + (GATHER_S if len(self._held) > 1 else 0.0)
+        with contextlib.suppress(queue.Empty):
+            while len(batch) < FINISH_MAX:
+                hurries = batch[-1][0].claim.lane == LIVE and self._held_live <= LIVE_FEW
+                until = 0.0 if hurries else until
+                following = self._done.get(timeout=max(0.0, until - time.monotonic()))
+                if following is None:
+                    self._done.put(None)
+                    break
+                batch.append(following)
+        return batch
 
     def _finish_loop(self) -> None:
         while (first := self._done.get()) is not None:
-            batch = [first]
-            if len(self._held) > 1:
-                time.sleep(GATHER_S)
-            with contextlib.suppress(queue.Empty):
-                while len(batch) < FINISH_MAX:
-                    following = self._done.get_nowait()
-                    if following is None:
-                        self._done.put(None)
-                        break
-                    batch.append(following)
+            batch = self._gather(first)
             with self._surviving("cannot settle"):
                 self._finish(batch)
             for task, _ in batch:
@@ -313,11 +329,13 @@ class Worker:
         task = Task(claim=claim, lease=lease)
         with self._held_lock:
             self._held[_id(claim)] = task
+            self._held_live += claim.lane == LIVE
         return task
 
     def _let_go(self, task: Task) -> None:
         with self._held_lock:
-            self._held.pop(_id(task.claim), None)
+            if self._held.pop(_id(task.claim), None):
+                self._held_live -= task.claim.lane == LIVE
 
     def _attempt(self, task: Task) -> Ending:
         return attempt(task, self._means)
