@@ -2,7 +2,8 @@
 
 It starts the servers, loads objects, and lets each contender copy them into a new bucket, in turn, for some
 rounds; then it measures how soon one object and a burst of them are at the target, how many notifications are
-accepted, and how fast a ledger drains. Ratios are taken within a round, where all met the same machine; their
+accepted, how fast a ledger drains, how live objects fare beside a backfill, and what a sweep costs that finds
+nothing. Ratios are taken within a round, where all met the same machine; their
 median counts. All is printed; when nothing was left out, or with --write, it goes to docs/BENCHMARKS.md too.
 Takes half an hour and 12 GB in the temporary folder (TMPDIR); --quick two minutes.
 
@@ -25,6 +26,7 @@ from pathlib import Path
 from rich.console import Console
 
 from scripts.bench_accept import measure_accepting
+from scripts.bench_backfill import measure_beside, measure_sweeps
 from scripts.bench_copy import CASES, MIB, Case, Copying, median_run
 from scripts.bench_ledger import BATCH, measure_draining
 from scripts.bench_live import MC, OURS, Live, measure_live
@@ -34,11 +36,12 @@ from scripts.local_servers import Gateway, S3Server, SeaweedFS, ServerError
 from scripts.local_service import ROOT
 
 MB = 1_000_000
-LIVE_CASES = ("latency", "burst", "notifications", "ledger")
+LIVE_CASES = ("latency", "burst", "notifications", "ledger", "backfill", "sweep")
 SOURCES: Mapping[str, type[S3Server]] = {"gateway": Gateway, "seaweedfs": SeaweedFS}
 MEMORY_GOAL_MIB = 150 + 128  # and the default of MEMORY_BUDGET_MIB
-LIVE_GOAL, ACCEPT_GOAL, DRAIN_GOAL = 1.2, 0.6, 0.8
+LIVE_GOAL, ACCEPT_GOAL, DRAIN_GOAL, BESIDE_GOAL = 1.2, 0.6, 0.8, 2.0
 ROUNDS, SAMPLES, BURST, ACCEPT_S, ENTRIES = 3, 60, 1000, 5.0, 100_000
+BACKFILL_OBJECTS, EQUAL_KEYS = 20_000, 200_000
 REPORT = ROOT / "docs" / "BENCHMARKS.md"
 WIDTH_COLUMNS = 150
 
@@ -198,6 +201,50 @@ def ledger_section(options: argparse.Namespace, folder: Path) -> Section:
     return section
 
 
+def backfill_section(options: argparse.Namespace, folder: Path) -> Section:
+    """Live objects beside a backfill."""
+    with Gateway(folder / "old-source") as source, SeaweedFS(folder / "old-target") as target:
+        live = measure_beside(
+            source, target, folder / "old", objects=options.backfill, samples=options.samples
+        )
+    section = Section(
+        f"Live objects beside a backfill of {live.objects:,}: gateway → seaweedfs, 4 KiB objects",
+        f"PUT's return → settled, 0.1 s apart: {len(live.idle_ms)} with nothing else to do, then "
+        f"{len(live.busy_ms)} while a sweep has the old objects copied, which took {live.backfill_s:.0f} s "
+        f"({live.objects / live.backfill_s:,.0f} objects/s).",
+        ("what", "unit", "idle", "beside the backfill", "beside ÷ idle", "reached"),
+    )
+    for name, figure, goal in (("median", statistics.median, None), ("p95", _p95, BESIDE_GOAL)):
+        idle, busy = figure(live.idle_ms), figure(live.busy_ms)
+        verdict = _judged("ratio", busy / idle, most=goal) if goal else ""
+        section.rows.append((name, "ms", f"{idle:.1f}", f"{busy:.1f}", f"{busy / idle:.2f}", verdict))
+    return section
+
+
+def sweep_section(options: argparse.Namespace, folder: Path) -> Section:
+    """A sweep over equal listings."""
+    with Gateway(folder / "equal-source") as source, SeaweedFS(folder / "equal-target") as target:
+        walked = measure_sweeps(source, target, folder, keys=options.equal_keys)
+    section = Section(
+        f"A sweep over {options.equal_keys:,} equal keys: gateway → seaweedfs",
+        "By sizes and ETags, from the listings alone; the target's, which come in another order, are sorted "
+        "on disk. rclone check --size-only on the same buckets. Memory: of ours the whole service's.",
+        ("what", "unit", "ours", "rclone check", "ours ÷ rclone"),
+    )
+    ours, rclone = walked["ours"], walked["rclone"]
+    for name, unit, one, other in (
+        ("time", "s", ours.seconds, rclone.seconds),
+        ("processor time", "s", ours.cpu_s, rclone.cpu_s),
+        ("peak memory", "MiB", ours.peak_bytes / MIB, rclone.peak_bytes / MIB),
+    ):
+        section.rows.append((name, unit, f"{one:,.1f}", f"{other:,.1f}", f"{one / other:.2f}"))
+    grown = f"{(ours.grown_bytes or 0) / MIB:,.1f}"
+    section.rows.append(("of which by the sweep", "MiB", grown, "", ""))
+    requests = ", ".join(f"{number:,} {name}" for name, number in sorted(ours.requests.items()))
+    section.rows.append(("requests", "", requests, "", ""))
+    return section
+
+
 # ── the command ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -218,13 +265,14 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(known)}")
     options.copy_cases = [case for case in CASES if case.name in options.cases]
     options.samples, options.burst, options.accept_s = SAMPLES, BURST, ACCEPT_S
-    options.entries = ENTRIES
+    options.entries, options.backfill, options.equal_keys = ENTRIES, BACKFILL_OBJECTS, EQUAL_KEYS
     is_all = set(options.cases) == set(names) and set(options.sources) == set(SOURCES)
     options.write |= is_all and not options.quick
     options.command = "make bench" + (f" ARGS={shlex.quote(shlex.join(arguments))}" if arguments else "")
     options.rounds = max(1, options.rounds or (1 if options.quick else ROUNDS))
     if options.quick:
         options.samples, options.burst, options.accept_s, options.entries = 10, 200, 1.0, ENTRIES // 10
+        options.backfill, options.equal_keys = BACKFILL_OBJECTS // 10, EQUAL_KEYS // 10
         options.copy_cases = [
             replace(case, objects=max(1, case.objects // 10)) for case in options.copy_cases
         ]
@@ -247,6 +295,10 @@ def measure(options: argparse.Namespace, folder: Path, console: Console) -> list
         add(accept_section(options, folder))
     if "ledger" in options.cases:
         add(ledger_section(options, folder))
+    if "backfill" in options.cases:
+        add(backfill_section(options, folder))
+    if "sweep" in options.cases:
+        add(sweep_section(options, folder))
     return sections
 
 

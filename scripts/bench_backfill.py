@@ -12,9 +12,9 @@ import os
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import minio
@@ -25,6 +25,7 @@ from scripts.bench_peers import BenchError, usage
 from scripts.local_servers import Gateway, S3Server, SeaweedFS, find_binary
 from scripts.local_service import ROOT, Replicator
 from scripts.local_tools import rclone_remotes
+from tests.proxy import Proxy
 
 OBJECT_BYTES, PAUSE_S, LOOK_S = 4096, 0.1, 0.001
 FILLERS, FILL_THREADS = 2, 16
@@ -43,7 +44,7 @@ class Beside:
 
 
 def measure_beside(source: Gateway, target: SeaweedFS, folder: Path, *, objects: int, samples: int) -> Beside:
-    """`samples` single PUTs while nothing else is to be done, then as many as a backfill of `objects` lasts."""
+    """`samples` single PUTs while nothing else is done, then as many as a backfill of `objects` lasts for."""
     measured = Beside(objects=objects)
     for server, bucket in ((source, OLD), (target, f"{OLD}-copy")):
         server.client().make_bucket(bucket_name=bucket)
@@ -137,8 +138,12 @@ class Walked:
     """One walk over both listings."""
 
     seconds: float
-    peak_bytes: int
     cpu_s: float
+    peak_bytes: int
+    grown_bytes: int | None = None
+    """By how much the peak is above that before the walk; None: not known."""
+    requests: Mapping[str, int] = field(default_factory=dict)
+    """By operation, at both sides."""
 
 
 def measure_sweeps(source: S3Server, target: SeaweedFS, folder: Path, *, keys: int) -> dict[str, Walked]:
@@ -147,27 +152,38 @@ def measure_sweeps(source: S3Server, target: SeaweedFS, folder: Path, *, keys: i
     for server in (source, target):
         server.client().make_bucket(bucket_name=bucket)
         fill(server, bucket, keys)
-    service = Replicator(
-        folder / "sweeper",
-        source=source,
-        source_bucket=bucket,
-        target=target,
-        target_bucket=bucket,
-        environ={"RECONCILE_INTERVAL_S": "0"},
-    )
-    with service:
-        before_s, _ = usage(service.pid)
-        began_at = time.monotonic()
-        number = service.post("/v1/sweeps").json()["sweeps"][0]["id"]
-        while (sweep := service.get(f"/v1/sweeps/{number}").json())["state"] == "open":
-            if time.monotonic() - began_at > SWEEP_BOUND_S:
-                raise BenchError(f"the sweep does not end: {sweep}")
-            time.sleep(PAUSE_S)
-        if (sweep["compared"], sweep["put"]) != (keys, 0):
-            raise BenchError(f"not a sweep over {keys} equal keys: {sweep}")
-        cpu_s, peak_bytes = usage(service.pid)
-        ours = Walked(time.monotonic() - began_at, peak_bytes, cpu_s - before_s)
-    return {"ours": ours, "rclone": _rclone(source, target, bucket, folder)}
+    with Proxy(source.endpoint) as here, Proxy(target.endpoint) as there:
+        service = Replicator(
+            folder / "sweeper",
+            source=source,
+            source_bucket=bucket,
+            target=target,
+            target_bucket=bucket,
+            environ={
+                "RECONCILE_INTERVAL_S": "0",
+                "MINIO_ENDPOINT": here.endpoint,
+                "FILEBASE_ENDPOINT": there.endpoint,
+            },
+        )
+        with service:
+            ours = _swept(service, keys)
+        requests = here.counted + there.counted
+    return {"ours": replace(ours, requests=requests), "rclone": _rclone(source, target, bucket, folder)}
+
+
+def _swept(service: Replicator, keys: int) -> Walked:
+    service.get("/readyz")
+    before_s, before_bytes = usage(service.pid)
+    began_at = time.monotonic()
+    number = service.post("/v1/sweeps").json()["sweeps"][0]["id"]
+    while (sweep := service.get(f"/v1/sweeps/{number}").json())["state"] == "open":
+        if time.monotonic() - began_at > SWEEP_BOUND_S:
+            raise BenchError(f"the sweep does not end: {sweep}")
+        time.sleep(PAUSE_S)
+    if (sweep["compared"], sweep["put"]) != (keys, 0):
+        raise BenchError(f"not a sweep over {keys} equal keys: {sweep}")
+    seconds, (cpu_s, peak_bytes) = time.monotonic() - began_at, usage(service.pid)
+    return Walked(seconds, cpu_s - before_s, peak_bytes, peak_bytes - before_bytes)
 
 
 def _rclone(source: S3Server, target: S3Server, bucket: str, folder: Path) -> Walked:
@@ -182,4 +198,4 @@ def _rclone(source: S3Server, target: S3Server, bucket: str, folder: Path) -> Wa
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise BenchError(f"rclone check ended with {process.returncode}; see {folder}/rclone.log")
-    return Walked(time.monotonic() - began_at, used.ru_maxrss * 1024, used.ru_utime + used.ru_stime)
+    return Walked(time.monotonic() - began_at, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)

@@ -31,7 +31,7 @@ WAIT_S = 300.0
 """How long a manual request waits for an entry that somebody else is copying."""
 RETRY_AFTER_S = 3
 """MinIO's own pause between deliveries."""
-REMOVALS = "s3:ObjectRemoved:"
+REMOVALS, NOTHING_REMOVED = "s3:ObjectRemoved:", "s3:ObjectRemoved:NoOP"
 WANTED_EVENTS = ("s3:ObjectCreated:", "s3:ObjectRemoved:", "s3:ObjectTagging:")
 
 log = structlog.get_logger("webhook.app")
@@ -111,7 +111,7 @@ def _requests(change: events.Change) -> list[Request]:
             key=change.key,
             event_id=change.event_id,
             event_at=change.event_at,
-            is_removal=change.event_name.startswith(REMOVALS),
+            is_removal=change.event_name.startswith(REMOVALS) and change.event_name != NOTHING_REMOVED,
         )
         for rule in service().sides.rules.matching(bucket=change.bucket, key=change.key)
     ]

@@ -21,6 +21,9 @@ from webhook.settings import CopySettings
 from webhook.source import Source
 from webhook.target import Attributes, Target, Written
 
+KEPT = "content: OVERWRITE=never"
+"""What is lost of an object that differs from what the target has, and must not replace it."""
+
 
 class OutcomeKind(enum.StrEnum):
     """How a copy ended."""
@@ -109,8 +112,9 @@ class Copier:
     def remove_copy(self, rule: Rule, key: str, *, permit: Permit) -> bool:
         """Deletes the target's object if the source, asked anew, has no such key; else does nothing.
 
-        Nothing but "no such key" in a bucket that is there counts as gone. Gives whether it deleted. Safe to
-        repeat. Raises: StoreError, LeaseLost.
+        Nothing but "no such key" in a bucket that is there counts as gone. Gives whether neither side has it
+        now; where the source has it again, it is to be copied again. Safe to repeat. Raises: StoreError,
+        LeaseLost.
         """
         try:
             self._source.head(rule.source_bucket, key)
@@ -118,20 +122,31 @@ class Copier:
             self._source.check(rule.source_bucket)
             permit.check()
             self._target.delete(rule.target_bucket, rule.target_key(key))
-            return True
+            return not self._came_back(rule, key)
         return False
+
+    def _came_back(self, rule: Rule, key: str) -> bool:
+        """Whether the source has a key that it did not have a moment ago: it may have no event of its own."""
+        try:
+            self._source.head(rule.source_bucket, key)
+        except NoSuchKey:
+            return False
+        return True
 
     def _look(self, job: Job, known: Known) -> Outcome | None:
         """The outcome where there is nothing to copy; None where there is, or the source must be asked."""
         present = self._target.head(job.rule.target_bucket, job.target_key)
         if present is None:
             return None
-        if job.rule.overwrite == "never":
-            return _unchanged(present, lost=("content: OVERWRITE=never",))
+        keeps = job.rule.overwrite == "never"
+        if keeps and not job.rule.deletes:
+            return _unchanged(present, lost=(KEPT,))
         try:
             wanted = self._source.head(job.rule.source_bucket, job.key)
         except NoSuchKey:
             return self._confirm_gone(job)
+        if keeps:
+            return _unchanged(present, lost=(KEPT,))
         if not self._is_equal(job, wanted, present, known):
             return None
         lost = self._holdings.lost(wanted.properties, known.lost)

@@ -20,17 +20,20 @@ import structlog
 
 from webhook.copier import Copier, OutcomeKind
 from webhook.database import ENTRIES, RULES
-from webhook.entries import HELD, SETTLED, WAITING, Claim, Deferred, Ending, Held, Settled
+from webhook.entries import HELD, RUNNING, SETTLED, WAITING, Claim, Deferred, Ending, Held, Settled
 from webhook.ledger import Ledger
 from webhook.multipart import Permit
 from webhook.objects import ObjectInfo
 from webhook.rules import Rule
 from webhook.settings import DeleteSettings
+from webhook.statements import update_in_order
 
 WINDOW_S = 3600.0
 """The breaker counts what would go within this time."""
 SMALL_RULE_KEYS = 100
 """The share counts only where a rule has more keys than this."""
+UNDECIDED_S = 1.0
+"""Until a delete about which nothing can be told now is looked at again."""
 NOT_OURS = "delete: what the target has is not what this service wrote"
 
 log = structlog.get_logger("webhook.deletes")
@@ -70,7 +73,9 @@ class Deletes:
             waits_s = claim.gone_at + self._settings.grace_s - self._ledger.clock()
         if claim.gone_at is None or waits_s > 0:
             return Deferred(claim=claim, after_s=max(0.0, waits_s))
-        if not self._is_allowed(rule.name):
+        if (allowed := self._is_allowed(claim)) is None:
+            return Deferred(claim=claim, after_s=UNDECIDED_S)
+        if not allowed:
             return Held(claim=claim)
         if not copier.remove_copy(rule, claim.key, permit=permit):
             return Deferred(claim=claim, after_s=0.0)  # it is there again: the next attempt copies it
@@ -78,10 +83,16 @@ class Deletes:
 
     # ── the breaker ──────────────────────────────────────────────────────────────────────────────────
 
-    def _is_allowed(self, rule: str) -> bool:
-        """Whether deletes of the rule may go on; trips the breaker where too many would go."""
+    def _is_allowed(self, claim: Claim) -> bool | None:
+        """Whether deletes of the rule may go on; trips the breaker where too many would go.
+
+        None: it cannot be told now, because the rule is new or a person has decided since the claim was made.
+        """
+        rule = claim.rule
         with self._ledger.reading() as connection:
-            row = connection.execute(sa.select(RULES).where(_RULE.name == rule)).mappings().one()
+            row = connection.execute(sa.select(RULES).where(_RULE.name == rule)).mappings().first()
+            if row is None or row["counted_from"] > claim.claimed_at:
+                return None
             if row["tripped_at"] is not None:
                 return False
             since = max(self._ledger.clock() - WINDOW_S, row["counted_from"])
@@ -116,26 +127,22 @@ class Deletes:
     def approve(self, rule: str) -> int:
         """Lets what was held back go, each after a fresh look at the source; gives how many."""
         waiting = {"state": WAITING, "due_at": self._ledger.clock(), "generation": _ROW.generation + 1}
-        return self._decide(rule, "approved", [_ROW.state == HELD], waiting)
+        return self._decide(rule, "approved", (HELD,), waiting)
 
     def discard(self, rule: str) -> int:
         """Keeps at the target what was held back or is in its grace period, for good; gives how many.
 
         Those copies count as no longer this service's, until the source has their keys again.
         """
-        pending = sa.or_(_ROW.state == HELD, _ROW.state == WAITING)
-        kept: dict[str, object] = {"state": SETTLED, "outcome": str(OutcomeKind.GONE), "due_at": None}
-        kept |= {"asked_at": None}
-        kept |= {"source_etag": None, "target_etag": None, "removal_told": 0, "gone_at": None}
-        kept |= {"settled_at": self._ledger.clock()}
-        return self._decide(rule, "discarded", [pending], kept)
+        disowned: dict[str, object] = {"source_etag": None, "target_etag": None, "removal_told": 0}
+        disowned |= {"gone_at": None, "settled_at": self._ledger.clock()}
+        kept = {"state": SETTLED, "outcome": str(OutcomeKind.GONE), "due_at": None, "asked_at": None}
+        running = sa.update(ENTRIES).where(*_going(rule, RUNNING)).values(**disowned)
+        return self._decide(rule, "discarded", (HELD, WAITING), disowned | kept, running)
 
     def _decide(
-        self, rule: str, word: str, which: Sequence[sa.ColumnElement[bool]], values: Mapping[str, object]
+        self, rule: str, word: str, states: Sequence[str], values: Mapping[str, object], *more: sa.Update
     ) -> int:
-        theirs = (_ROW.rule == rule, _ROW.gone_at.is_not(None), *which)
-        entries = sa.select(_ROW.rule, _ROW.key).where(*theirs).order_by(_ROW.rule, _ROW.key)
-        in_order = sa.tuple_(_ROW.rule, _ROW.key).in_(entries.with_for_update())
         closed: dict[str, Any] = {
             "tripped_at": None,
             "trip_reason": None,
@@ -144,7 +151,8 @@ class Deletes:
         count = int(
             self._ledger.run(
                 sa.update(RULES).where(_RULE.name == rule).values(**closed),
-                sa.update(ENTRIES).where(in_order).values(**values),
+                *more,
+                update_in_order(*_going(rule, *states)).values(**values),
             )
         )
         log.warning("deletes decided", rule=rule, decision=word, keys=count)
@@ -153,9 +161,8 @@ class Deletes:
 
     def look_again(self, rule: str) -> int:
         """Has the workers look at what is held back: the source may have it again. Gives how many."""
-        theirs = (_ROW.rule == rule, _ROW.gone_at.is_not(None), _ROW.state == HELD)
-        again = sa.update(ENTRIES).where(*theirs).values(state=WAITING, due_at=self._ledger.clock())
-        return int(self._ledger.run(again))
+        again = update_in_order(*_going(rule, HELD))
+        return int(self._ledger.run(again.values(state=WAITING, due_at=self._ledger.clock())))
 
     def forget(self) -> None:
         """Lets go of deletes that count for no breaker any more."""
@@ -183,12 +190,19 @@ class Deletes:
 def _is_ours(claim: Claim, present: ObjectInfo) -> bool:
     """Whether the target's object is the one that the ledger says this service wrote or verified.
 
-    Where the ledger knows of none, an event that told of the removal will do: the source had the key.
+    Where the ledger never knew of any, an event that told of the removal will do: the source had the key.
     """
     if claim.target_etag:
         return claim.target_etag == present.etag
-    return bool(claim.removal_told)
+    return bool(claim.removal_told) and claim.settled_at is None
+
+
+def _going(rule: str, *states: str) -> tuple[sa.ColumnElement[bool], ...]:
+    """True on the rule's entries in these states whose delete was pending."""
+    which = sa.or_(*(_ROW.state == state for state in states))
+    return _ROW.rule == rule, _ROW.gone_at.is_not(None), which
 
 
 def _gone(claim: Claim, *, lost: tuple[str, ...] = ()) -> Settled:
-    return Settled(claim=claim, outcome=str(OutcomeKind.GONE), lost=lost)
+    """That a delete was done or pending stays known, for the breaker."""
+    return Settled(claim=claim, outcome=str(OutcomeKind.GONE), lost=lost, gone_at=claim.gone_at)

@@ -65,6 +65,8 @@ class Claim:
     """When the source was found to have no such key any more, where a delete is pending."""
     removal_told: int = 0
     """1: an event told that the source's object was removed."""
+    settled_at: float | None = None
+    """When a claim of this entry was last settled; None: none ever was."""
 
 
 @dataclass(frozen=True, kw_only=True)

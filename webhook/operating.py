@@ -85,8 +85,9 @@ def _rules_status(counts: dict[Any, Any], none: dict[str, Any]) -> dict[str, Any
     ledger = service().ledger
     sweeps, progress = Sweeps(ledger), Progress(ledger)
     breakers = service().deletes.breakers()
-    proofs = sweeps.last_proofs()  # before the entries: what a sweep put is seen, then
     rules = _known_rules(list(breakers))
+    # before the entries: what a sweep put is seen, then
+    proofs = sweeps.last_proofs({rule.name: shape(rule) for rule in rules})
     recovery = progress.recovery([rule.name for rule in rules], proofs)
     hours, missed = progress.last_hour(), progress.events_missed()
     open_sweeps = {sweep.rule: sweep for sweep in sweeps.unfinished()}

@@ -21,7 +21,7 @@ import structlog
 from webhook import sweeps
 from webhook.compare import SOURCE, Kind, Listings, Pair, Unordered, judge, looks_equal
 from webhook.deletes import Deletes
-from webhook.entries import BACKFILL, FAILED, HELD, RUNNING, SETTLED, WAITING, Request
+from webhook.entries import BACKFILL, FAILED, RUNNING, SETTLED, WAITING, Request
 from webhook.errors import LedgerUnavailable, ReplicatorError, StoreError
 from webhook.events import key_problem
 from webhook.ledger import Ledger
@@ -149,10 +149,11 @@ class Sweeper:
 
     def _schedule(self) -> None:
         """Asks for a sweep of the rules that had none for an interval, or none since all were down."""
-        if not self._interval_s or time.monotonic() - self._scheduled_at < SCHEDULE_S:
+        if time.monotonic() - self._scheduled_at < SCHEDULE_S:
             return
-        for rule in self._sides.concrete():
-            self._sweeps.register({rule.name: shape(rule)})
+        rules = self._sides.concrete()
+        self._sweeps.register({rule.name: shape(rule) for rule in rules})
+        for rule in rules if self._interval_s else ():
             last = self._sweeps.last_asked(rule.name)
             cause = "start" if last is None or last.asked_at <= self._down_since else "interval"
             if last is None or cause == "start" or self._is_over(last):
@@ -315,7 +316,7 @@ class _Walk:
     def _request(self, kind: Kind, pair: Pair, entry: Mapping[str, Any] | None) -> Request | None:
         """What the workers are to look at; nothing where a person decides, or all is as it should be."""
         source, _ = pair
-        if kind is Kind.KEPT or (entry and entry["state"] == HELD):
+        if kind is Kind.KEPT:
             return None
         if source is None:
             return self._removal(pair, entry)
@@ -332,9 +333,10 @@ class _Walk:
         """For a key that only the target has, and that this service put there."""
         target = pair[1]
         is_ours = entry and entry["state"] == SETTLED and target and entry["target_etag"] == target.etag
+        # what is held back waits for a person
         if not self._rule.deletes or not is_ours:
             return None
-        if self._source_is_empty:
+        if self._source_is_empty and not self._sweep.prefix:
             self._deletes.trip(self._rule.name, "the source lists no object at all")
         return Request(rule=self._rule.name, key=_key(pair), missed_at=self._ledger.clock())
 

@@ -45,7 +45,7 @@ ROW = ENTRIES.c
 bind = sa.bindparam
 _CLAIM_COLUMNS = (
     *("rule", "key", "generation", "lane", "attempts", "backoff_s", "event_at"),
-    *("source_etag", "target_etag", "upload", "lost", "history", "gone_at", "removal_told"),
+    *("source_etag", "target_etag", "upload", "lost", "history", "gone_at", "removal_told", "settled_at"),
 )
 
 
@@ -94,6 +94,8 @@ def put_entries(dialect: str, *, hurry: bool) -> Any:
     returns = sa.and_(counts, ROW.gone_at.is_not(None), new.removal_told == 0)
     hurries = sa.or_(starts, sa.and_(ROW.state == WAITING, counts if hurry else returns))
     remembered = EVENTS_REMEMBERED * (EVENT_ID_CHARS + 1)
+    # unless an event has told of it since the sweep looked
+    was_missed = sa.and_(new.missed_at.is_not(None), ROW.state == SETTLED, new.event_at > ROW.event_at)
     told_late = sa.and_(is_event, ~repeated, new.event_at <= ROW.missed_at)
     return insert.on_conflict_do_update(
         index_elements=[ROW.rule, ROW.key],
@@ -115,9 +117,9 @@ def put_entries(dialect: str, *, hurry: bool) -> Any:
             "removal_told": sa.case(
                 (sa.and_(counts, new.removal_told == 1), 1), (starts, 0), else_=ROW.removal_told
             ),
-            "gone_at": sa.case((sa.or_(starts, returns), sa.null()), else_=ROW.gone_at),
+            "gone_at": sa.case((returns, sa.null()), else_=ROW.gone_at),
             "missed_at": sa.case(
-                (sa.and_(~is_event, new.missed_at.is_not(None)), new.missed_at),
+                (was_missed, new.missed_at),
                 (told_late, sa.null()),
                 else_=ROW.missed_at,
             ),
@@ -271,7 +273,7 @@ def _finish_statements() -> dict[type, Any]:
             upload=None,
             asked_at=sa.case((moved, asked_since), else_=sa.null()),
             removal_told=sa.case((moved, ROW.removal_told), else_=0),
-            gone_at=bind("_gone_at", type_=sa.Double),
+            gone_at=sa.case((moved, sa.null()), else_=bind("_gone_at", type_=sa.Double)),
             **{name: bind(f"_{name}") for name in result},
         ),
         Retried: held.values(
@@ -301,7 +303,7 @@ def _finish_statements() -> dict[type, Any]:
             attempts=0,
             backoff_s=0.0,
             worker=None,
-            gone_at=sa.func.coalesce(ROW.gone_at, now),
+            gone_at=sa.case((moved, ROW.gone_at), else_=sa.func.coalesce(ROW.gone_at, now)),
             upload=None,
         ),
         Held: held.values(

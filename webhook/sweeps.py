@@ -175,12 +175,18 @@ class Sweeps:
             iter(self._some(_ROW.rule == rule, _ROW.prefix == "", _ROW.state != DROPPED, limit=1)), None
         )
 
-    def last_proofs(self) -> dict[str, Sweep]:
-        """rule → its last complete sweep over all its keys."""
+    def last_proofs(self, shapes: Mapping[str, str]) -> dict[str, Sweep]:
+        """rule → its last complete sweep over all its keys, of rules that still have the shape given."""
+        known = self._known_shapes()
         newest = _last_proofs()
         with self._ledger.reading() as connection:
             found = connection.execute(sa.select(SWEEPS).where(_ROW.id.in_(newest))).mappings().all()
-        return {row["rule"]: Sweep(**row) for row in found}
+        proofs = {row["rule"]: Sweep(**row) for row in found}
+        return {
+            name: proofs[name]
+            for name, shape in shapes.items()
+            if name in proofs and known.get(name, ("",))[0] == shape
+        }
 
     def _change(self, sweep: Sweep, **values: Any) -> Sweep:
         changed = sa.update(SWEEPS).where(_ROW.id == sweep.id).values(**values)

@@ -61,6 +61,26 @@ class Stack:
         with ThreadPoolExecutor(clients) as pool:
             list(pool.map(lambda key: self.put(key, body_of(key)), keys))
 
+    def remove(self, key: str) -> None:
+        """Removes from the source."""
+        self.client().remove_object(bucket_name=BUCKET, object_name=key)
+
+    def remove_many(self, keys: list[str], *, clients: int) -> None:
+        """Removes one by one, by several clients at once."""
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(self.remove, keys))
+
+    def target_keys(self) -> dict[str, str]:
+        """key → ETag of all that is at the target."""
+        found = self.target.client().list_objects(bucket_name=self.target_bucket, recursive=True)
+        return {str(each.object_name): (each.etag or "").strip('"') for each in found}
+
+    def put_at_target(self, key: str, body: bytes) -> None:
+        """Writes to the target past the service."""
+        self.target.client().put_object(
+            bucket_name=self.target_bucket, object_name=key, data=io.BytesIO(body), length=len(body)
+        )
+
     def target_etag(self, key: str) -> str | None:
         """The ETag at the target, None where there is no such object."""
         try:
@@ -82,6 +102,30 @@ class Stack:
             return self.service.settled() >= entries and self.service.unsettled() == 0
 
         until(quiet, bound_s=bound_s, what=f"{entries} entries settled and none waiting")
+
+    def rule(self) -> dict[str, Any]:
+        """What GET /v1/status says of the only rule."""
+        return dict(self.service.get("/v1/status").json()["rules"]["default"])
+
+    def entry(self, key: str) -> dict[str, Any]:
+        """The ledger's entry; {} where there is none."""
+        answer = self.service.get(f"/v1/entries/default/{key}")
+        return dict(answer.json()) if answer.ok else {}
+
+    def ask_for_sweep(self) -> dict[str, Any]:
+        """Asks for a sweep of everything, which is not done yet when this returns."""
+        (asked,) = self.service.post("/v1/sweeps").json()["sweeps"]
+        return dict(asked)
+
+    def sweep(self, *, bound_s: float = 60.0) -> dict[str, Any]:
+        """A whole sweep: what it found. What it put is not settled yet when this returns."""
+        asked = self.ask_for_sweep()
+
+        def over() -> dict[str, Any] | None:
+            found = self.service.get(asked["link"]).json()
+            return dict(found) if found["state"] == "complete" else None
+
+        return dict(until(over, bound_s=bound_s, what="the sweep is complete"))
 
     def compare(self) -> CheckResult:
         """The verdict of a tool of another make, which reads every byte of both sides."""
@@ -133,10 +177,15 @@ def notify(source: Gateway, events_url: str, *, queue_dir: Path) -> None:
         environ[f"MINIO_NOTIFY_WEBHOOK_ENDPOINT_{name}"] = events_url
         environ[f"MINIO_NOTIFY_WEBHOOK_AUTH_TOKEN_{name}"] = WEBHOOK_AUTH_TOKEN
     source.restart(environ=environ)
+    tell(source, *ARNS)
+
+
+def tell(source: Gateway, *arns: str) -> None:
+    """Has the bucket's changes told to these notification targets from now on, and to no others."""
     config = NotificationConfig(
         queue_config_list=[
             QueueConfig(queue=arn, events=["s3:ObjectCreated:*", "s3:ObjectRemoved:*"], config_id=arn)
-            for arn in ARNS
+            for arn in arns
         ]
     )
 
