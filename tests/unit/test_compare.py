@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import tempfile
 import threading
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -210,7 +215,7 @@ def test_what_a_rule_wants_is_compared_and_nothing_else(
         include=data.draw(GLOBS),
         exclude=data.draw(GLOBS),
     )
-    there = {rule.target_key(key) for key in target if key.startswith(rule.prefix)} | target
+    there = {rule.target_key(key) for key in target if key.startswith(rule.prefix)} - {""} | target
     prefix = data.draw(PREFIXES)
     inside = [key for key, *_ in expected_of(rule, source, there, prefix=prefix)]
     after = data.draw(st.sampled_from(["", *inside]))
@@ -275,18 +280,42 @@ def test_each_page_that_arrives_is_told_of_in_its_order() -> None:
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3])
+@pytest.mark.parametrize("is_on_disk", [False, True])
 @pytest.mark.parametrize("side", [SOURCE, TARGET])
-@pytest.mark.parametrize("on_disk", [set(), {SOURCE}, {TARGET}])
 def test_a_page_that_fails_ends_it_and_nothing_follows_from_what_was_not_seen(
-    side: str, fails_at: int, on_disk: set[str]
+    side: str, is_on_disk: bool, fails_at: int
 ) -> None:
     keys = {f"{number}" for number in range(8)}
     sides = {SOURCE: Side(keys), TARGET: Side(keys)}
     sides[side].fails_at = fails_at
+    on_disk = frozenset({side} if is_on_disk else set())
     found: list[Pair] = []
     with pytest.raises(StoreFailed):
-        found.extend(listings(RULE, sides[SOURCE], sides[TARGET], on_disk=frozenset(on_disk)).pairs())
+        found.extend(listings(RULE, sides[SOURCE], sides[TARGET], on_disk=on_disk).pairs())
     assert all(here and there for here, there in found), "no key of the pages before is told as one-sided"
+
+
+@pytest.mark.xfail(strict=True, reason="the sorted side is not closed where the other one fails")
+@pytest.mark.parametrize("side", [SOURCE, TARGET])
+def test_a_page_that_fails_leaves_no_file_of_the_other_side_behind(
+    side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    keys = {f"{number}" for number in range(8)}
+    sides = {SOURCE: Side(keys), TARGET: Side(keys)}
+    sides[side].fails_at = 3
+    found = listings(RULE, sides[SOURCE], sides[TARGET], on_disk=frozenset({SOURCE, TARGET} - {side}))
+    gc.disable()  # which would come some time, or hours later
+    try:
+        with contextlib.suppress(StoreFailed):
+            list(found.pairs())
+        left = list(tmp_path.iterdir())
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+        gc.enable()
+    assert left == []
 
 
 def test_who_hears_of_a_page_may_end_it_all() -> None:
