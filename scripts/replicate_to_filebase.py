@@ -33,15 +33,16 @@ from scripts.command_line import (
     Parser,
     Screen,
     WrongUse,
+    all_settings,
     count,
     in_units,
     say,
     start,
 )
 from scripts.compare_sides import TO_COPY, Comparing, Sum
-from webhook import logs, settings
-from webhook.entries import BACKFILL, HELD
-from webhook.errors import LedgerUnavailable, LedgerVersionError, ReplicatorError
+from webhook import logs
+from webhook.entries import HELD, LANES
+from webhook.errors import LedgerUnavailable, LedgerVersionError, ReplicatorError, SettingsError
 from webhook.fleet import Fleet
 from webhook.ledger import Ledger
 from webhook.listing import walk
@@ -49,12 +50,14 @@ from webhook.progress import Progress
 from webhook.reconcile import Sides, shape
 from webhook.rules import Rule
 from webhook.settings import Settings
-from webhook.sweeps import OPEN, Sweep, Sweeps
+from webhook.sweeps import DROPPED, OPEN, Sweep, Sweeps
 from webhook.worker import Service, assemble, open_stores
 
 LOOK_S = 0.25
 LINE_S = 10.0
 """Between two lines of progress where there is no terminal."""
+DRAIN_MAX_S = 5.0
+"""After Ctrl-C, for copies under way: people wait."""
 COUNTED_MAX = 1_000_000
 FAILURES_SHOWN = 10
 EXAMPLES = """
@@ -97,12 +100,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Gives the exit code."""
     options = read_options(arguments)
     screen = Screen(as_json=options.json)
-    configured = replace(settings.load(), reconcile_interval_s=0)
+    configured = all_settings()
+    worker = replace(configured.worker, drain_s=min(configured.worker.drain_s, DRAIN_MAX_S))
+    configured = replace(configured, worker=worker, reconcile_interval_s=0)
     logs.configure(configured.log_format, least=logging.INFO if options.verbose else logging.CRITICAL)
     try:
         if options.check or options.dry_run:
             return compare(options, screen, configured)
         return replicate(options, screen, configured)
+    except SettingsError:
+        raise
     except LedgerVersionError as error:
         raise WrongUse(f"{error.message}. {error.hint}") from None
     except ReplicatorError as error:
@@ -110,12 +117,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def chosen(sides: Sides, options: argparse.Namespace) -> tuple[Rule, ...]:
-    """The rules to look at. Raises: WrongUse, StoreError."""
+    """The rules to look at, whose buckets are there. Raises: WrongUse, Failure, StoreError."""
     rules = sides.concrete() if not options.bucket else sides.rules.of_buckets([options.bucket])
     if not rules:
         if options.bucket:
             raise WrongUse(f"no rule copies the bucket {options.bucket!r}. See MINIO_BUCKET, or RULES_FILE.")
         raise Failure("no bucket at the source is one that a rule copies. See MINIO_BUCKET, or RULES_FILE.")
+    for bucket in sorted({rule.source_bucket for rule in rules}):
+        sides.source.check(bucket)
+    for target, bucket in sorted({(rule.target, rule.target_bucket) for rule in rules}):
+        sides.targets[target].check(bucket)
     return rules
 
 
@@ -187,8 +198,11 @@ class State:
     copied_bytes: int
     failed: int
     held: int
+    kept: int
     errors: tuple[str, ...]
     """Of sweeps that were put off."""
+    dropped: tuple[str, ...]
+    """The rules whose sweeps were not done."""
 
     @property
     def is_over(self) -> bool:
@@ -234,16 +248,17 @@ class Run:
             self._service.start()
 
     def stop(self) -> None:
-        """Finishes or hands back what runs here."""
+        """Finishes or hands back what runs here. Safe to repeat."""
         if self.works_here:
+            self.works_here = False
             self._service.stop()
 
     def state(self) -> State:
         """Read from the ledger, whoever does the work."""
         sweeps = [self._sweeps.get(each.id) or each for each in self._asked]
         copied, size = self._settled()
-        # after the sweeps: what one has put last is seen
-        waiting = self._ledger.backlog(BACKFILL, limit=COUNTED_MAX, rules=self._names)
+        # after the sweeps: what one has put last is seen, also where an event had put it before
+        waiting = sum(self._ledger.backlog(lane, limit=COUNTED_MAX, rules=self._names) for lane in LANES)
         held = self._service.deletes.breakers()
         return State(
             open_sweeps=sum(sweep.state == OPEN for sweep in sweeps),
@@ -253,7 +268,9 @@ class Run:
             copied_bytes=size - self._before[1],
             failed=sum(len(self.failures(rule, limit=1000)) for rule in self._names),
             held=sum(held[name].held for name in self._names if name in held),
+            kept=sum(sweep.kept for sweep in sweeps),
             errors=tuple(sweep.error for sweep in sweeps if sweep.error and sweep.state == OPEN),
+            dropped=tuple(sweep.rule for sweep in sweeps if sweep.state == DROPPED),
         )
 
     def failures(self, rule: str, *, limit: int) -> list[Any]:
@@ -261,17 +278,21 @@ class Run:
         return self._ledger.failures(rule=rule, prefix=self._prefix, limit=limit)
 
     def _settled(self) -> tuple[int, int]:
-        return self._progress.settled(self._names, lane=BACKFILL, since_minute=self._since_minute)
+        since = self._since_minute
+        lanes = [self._progress.settled(self._names, lane=lane, since_minute=since) for lane in LANES]
+        return sum(objects for objects, _ in lanes), sum(size for _, size in lanes)
 
     def _count(self) -> None:
         """Counts the source's objects beside all else, so that time left can be told."""
         source = self._service.sides.source
-        with contextlib.suppress(ReplicatorError), ThreadPoolExecutor(1) as reader:
+        # RuntimeError: the program ends meanwhile, and no thread may begin anything
+        with contextlib.suppress(ReplicatorError, RuntimeError), ThreadPoolExecutor(1) as reader:
             for rule in self.rules:
                 prefix = max(rule.prefix, self._prefix, key=len)
                 ask = partial(source.page, rule.source_bucket, prefix)
                 for page in walk(lambda token, ask=ask: ask(token=token), reader):  # type: ignore[misc]
-                    self.total += sum(rule.wants(each.key) for each in page.objects)
+                    keys = (each.key for each in page.objects)
+                    self.total += sum(rule.wants(key) and key.startswith(self._prefix) for key in keys)
             self.is_counted = True
 
 
@@ -288,10 +309,12 @@ def replicate(options: argparse.Namespace, screen: Screen, configured: Settings)
             screen.note("The service is running: it does the work. Ctrl-C ends only this view of it.")
         state = watch(run, screen)
     except KeyboardInterrupt:
+        if not run.works_here:
+            raise Interrupted("The service goes on without this view.") from None
         say("stopping: copies under way are finished or handed back …")
-        run.stop()
         raise Interrupted("What is done is done; run this again to go on.") from None
-    run.stop()
+    finally:
+        run.stop()
     return report(run, state, screen, time.monotonic() - began)
 
 
@@ -323,7 +346,7 @@ class View:
     def show(self, state: State, bar: Bar, task: TaskID) -> None:
         """A bar on a terminal, a line now and then elsewhere."""
         text = self._text(state)
-        total = max(self._run.total, state.done) if self._run.is_counted else None
+        total = self._total(state) if self._run.is_counted else None
         bar.update(task, description=text, total=total, completed=state.done)
         if bar.disable and time.monotonic() - self._line_at > LINE_S:
             self._line_at = time.monotonic()
@@ -337,21 +360,25 @@ class View:
             self._done_before = state.done
         passed_s = max(0.001, time.monotonic() - self._began)
         rate = (state.done - self._done_before) / passed_s
-        total = f"/{self._run.total:,}" if self._run.is_counted else ""
+        total = f"/{self._total(state):,}" if self._run.is_counted else ""
         parts = [f"{state.done:,}{total} objects", f"{state.copied:,} copied, {in_units(state.copied_bytes)}"]
         parts.append(f"{state.copied / passed_s:,.0f}/s, {in_units(state.copied_bytes / passed_s)}/s")
         if self._run.is_counted and rate > 0:
-            parts.append(f"{_duration(max(0, self._run.total - state.done) / rate)} left")
+            parts.append(f"{_duration((self._total(state) - state.done) / rate)} left")
         if state.failed:
             parts.append(f"{state.failed:,} failed")
         return " · ".join(parts)
+
+    def _total(self, state: State) -> int:
+        """At least what is done: keys that only the target has are compared too."""
+        return max(self._run.total, state.done)
 
 
 def report(run: Run, state: State, screen: Screen, seconds: float) -> int:
     """What came of it."""
     size = state.copied_bytes
     facts: dict[str, Any] = {"compared": state.compared, "copied": state.copied, "bytes": size}
-    facts |= {"failed": state.failed, "held": state.held, "seconds": round(seconds, 1)}
+    facts |= {"failed": state.failed, "held": state.held, "kept": state.kept, "seconds": round(seconds, 1)}
     text = f"{count(state.compared, 'object')} compared, {state.copied:,} copied ({in_units(size)})"
     screen.result(f"{text} in {_duration(seconds)}; {state.failed:,} failed.", facts)
     for name in [rule.name for rule in run.rules] if state.failed else ():
@@ -361,7 +388,11 @@ def report(run: Run, state: State, screen: Screen, seconds: float) -> int:
         screen.note("GET /v1/failures lists all of them. Mend the causes, and run this again.")
     if state.held:
         screen.note(f"{count(state.held, 'delete')} {HELD} back: approve or discard them, see the README.")
-    return Code.FAILED if state.failed or state.held else Code.DONE
+    if state.kept:
+        screen.note(f"{count(state.kept, 'key')} that differ were left alone; --check lists what is why.")
+    for name in state.dropped:
+        screen.note(f"The service does not copy by rule {name}: start it anew with these settings.")
+    return Code.FAILED if state.failed or state.held or state.dropped else Code.DONE
 
 
 def _duration(seconds: float) -> str:

@@ -273,7 +273,7 @@ def _finish_statements() -> dict[type, Any]:
             upload=None,
             asked_at=sa.case((moved, asked_since), else_=sa.null()),
             removal_told=sa.case((moved, ROW.removal_told), else_=0),
-            gone_at=sa.case((~moved, bind("_gone_at", type_=sa.Double)), else_=sa.null()),
+            gone_at=sa.case((~moved, sa.cast(bind("_gone_at"), sa.Double)), else_=sa.null()),
             **{name: bind(f"_{name}") for name in result},
         ),
         Retried: held.values(

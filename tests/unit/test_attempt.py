@@ -14,7 +14,7 @@ from webhook.deletes import Deletes
 from webhook.entries import LIVE, Buried, Claim, Released, Retried, Settled
 from webhook.errors import IntegrityError, LeaseLost, LedgerUnavailable, Place, StoreError
 from webhook.ledger import Ledger
-from webhook.rules import Rules, Template
+from webhook.rules import Rule, Rules, Template
 
 RULES = Rules(templates=(Template(name="default", sources=("s",), target_bucket="t"),))
 RULE = RULES.matching(bucket="s", key="k")[0]
