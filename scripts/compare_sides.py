@@ -120,9 +120,13 @@ class Comparing:
         first = [judge(rule, pair, None) for pair in batch]
         doubtful = [_key(pair) for pair, kind in zip(batch, first, strict=True) if kind is Kind.UNPROVEN]
         known = self._ledger.known(rule.name, doubtful) if self._ledger and doubtful else {}
-        for pair, kind in zip(batch, first, strict=True):
-            found = self._proved(rule, pair, known.get(_key(pair))) if kind is Kind.UNPROVEN else kind
-            yield found, WHY[found] if found else ""
+
+        def prove(pair: Pair, kind: Kind | None) -> Kind | None:
+            return self._proved(rule, pair, known.get(_key(pair))) if kind is Kind.UNPROVEN else kind
+
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="compare") as askers:
+            for kind in askers.map(prove, batch, first):
+                yield kind, WHY[kind] if kind else ""
 
     def _proved(self, rule: Rule, pair: Pair, known: Mapping[str, Any] | None) -> Kind | None:
         """By the ledger, else by the source's ETag that this service writes onto some of its copies."""

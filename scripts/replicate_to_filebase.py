@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import sqlalchemy as sa
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
@@ -41,7 +42,8 @@ from scripts.command_line import (
 )
 from scripts.compare_sides import TO_COPY, Comparing, Sum
 from webhook import logs
-from webhook.entries import HELD, LANES
+from webhook.database import ENTRIES
+from webhook.entries import HELD, LANES, WAITING
 from webhook.errors import LedgerUnavailable, LedgerVersionError, ReplicatorError, SettingsError
 from webhook.fleet import Fleet
 from webhook.ledger import Ledger
@@ -55,7 +57,7 @@ from webhook.worker import Service, assemble, open_stores
 
 LOOK_S = 0.25
 LINE_S = 10.0
-"""Between two lines of progress where there is no terminal."""
+"""Between two lines of progress where there is no terminal, and two looks for trouble."""
 DRAIN_MAX_S = 5.0
 """After Ctrl-C, for copies under way: people wait."""
 COUNTED_MAX = 1_000_000
@@ -256,9 +258,10 @@ class Run:
     def state(self) -> State:
         """Read from the ledger, whoever does the work."""
         sweeps = [self._sweeps.get(each.id) or each for each in self._asked]
-        copied, size = self._settled()
-        # after the sweeps: what one has put last is seen, also where an event had put it before
+        # after the sweeps, so that what one has put last is seen, and before what became of it; in both
+        # lanes: an event may have put it before
         waiting = sum(self._ledger.backlog(lane, limit=COUNTED_MAX, rules=self._names) for lane in LANES)
+        copied, size = self._settled()
         held = self._service.deletes.breakers()
         return State(
             open_sweeps=sum(sweep.state == OPEN for sweep in sweeps),
@@ -276,6 +279,14 @@ class Run:
     def failures(self, rule: str, *, limit: int) -> list[Any]:
         """What was put aside."""
         return self._ledger.failures(rule=rule, prefix=self._prefix, limit=limit)
+
+    def trouble(self) -> str:
+        """Why one of the objects that are tried again was not copied; "" where all went well."""
+        row = ENTRIES.c
+        is_tried_again = (row.state == WAITING, row.error.is_not(None), row.rule.in_(self._names))
+        waiting = (row.lane.in_(LANES), row.due_at.is_not(None))
+        with self._ledger.reading() as connection:
+            return connection.scalar(sa.select(row.error).where(*waiting, *is_tried_again).limit(1)) or ""
 
     def _settled(self) -> tuple[int, int]:
         since = self._since_minute
@@ -320,7 +331,7 @@ def replicate(options: argparse.Namespace, screen: Screen, configured: Settings)
 
 def watch(run: Run, screen: Screen) -> State:
     """Until all is over."""
-    view = View(run)
+    view = View(run, screen)
     with screen.progress(BarColumn(bar_width=24), TextColumn("{task.description}")) as bar:
         task = bar.add_task("asking …", total=None)
         while True:
@@ -336,8 +347,9 @@ def watch(run: Run, screen: Screen) -> State:
 class View:
     """What is shown while it goes on."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, screen: Screen) -> None:
         self._run = run
+        self._screen = screen
         self._began = time.monotonic()
         self._done_before: int | None = None
         self._line_at = self._began
@@ -348,12 +360,18 @@ class View:
         text = self._text(state)
         total = self._total(state) if self._run.is_counted else None
         bar.update(task, description=text, total=total, completed=state.done)
-        if bar.disable and time.monotonic() - self._line_at > LINE_S:
+        if time.monotonic() - self._line_at > LINE_S:
             self._line_at = time.monotonic()
-            say(text)
-        for error in set(state.errors) - self._said:
+            if bar.disable:
+                self._screen.note(text)
+            self._say_once("an object", self._run.trouble())
+        for error in state.errors:
+            self._say_once("a listing", error)
+
+    def _say_once(self, what: str, error: str) -> None:
+        if error and error not in self._said:
             self._said.add(error)
-            say(f"a listing failed and is tried again: {error}")
+            self._screen.note(f"{what} failed and is tried again: {error}")
 
     def _text(self, state: State) -> str:
         if self._done_before is None:

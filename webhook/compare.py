@@ -7,8 +7,9 @@ even that leaves open is unproven: somebody has to ask the target.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +104,9 @@ class Listings:
 
             at_source = self._objects(SOURCE, list_source, reader, after=self.after)
             at_target = self._objects(TARGET, list_target, reader, after=self.after)
-            wanted = (each for each in at_source if rule.wants(each.key))
-            yield from merge(wanted, self._renamed(at_target))
+            with closing(at_source), closing(at_target):  # files on disk go at once, however this ends
+                wanted = (each for each in at_source if rule.wants(each.key))
+                yield from merge(wanted, self._renamed(at_target))
 
     def _told(self, side: str, page: Page) -> Page:
         self.told(side, page)

@@ -11,7 +11,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -119,18 +119,23 @@ def sorted_on_disk(pages: Iterable[Page], *, after: str) -> Iterator[Listed]:
             file.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?, ?, ?)", rows)
         behind = file.execute("SELECT * FROM listed WHERE key > ? ORDER BY key", (_bytes(after),))
         for key, *rest in behind:
-            yield Listed(key.decode(errors="surrogateescape"), *rest)
+            yield Listed(key.decode(errors="surrogatepass"), *rest)
 
 
-def _file(folder: str) -> closing[sqlite3.Connection]:
-    """An empty table in a file that need not survive anything."""
-    file = sqlite3.connect(Path(folder) / "listing.db", check_same_thread=False)
-    file.executescript(
-        "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;"
-        "CREATE TABLE listed (key BLOB PRIMARY KEY, size, etag, modified) WITHOUT ROWID;"
-    )
-    return closing(file)
+@contextmanager
+def _file(folder: str) -> Iterator[sqlite3.Connection]:
+    """An empty table in a file that need not survive anything. Raises: OSError."""
+    try:
+        with closing(sqlite3.connect(Path(folder) / "listing.db", check_same_thread=False)) as file:
+            file.executescript(
+                "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;"
+                "CREATE TABLE listed (key BLOB PRIMARY KEY, size, etag, modified) WITHOUT ROWID;"
+            )
+            yield file
+    except sqlite3.Error as error:
+        raise OSError(f"a listing cannot be sorted in {folder}: {error}") from None
 
 
 def _bytes(key: str) -> bytes:
-    return key.encode(errors="surrogateescape")
+    """In the order of the text, also where the key is not UTF-8."""
+    return key.encode(errors="surrogatepass")

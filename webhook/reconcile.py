@@ -191,6 +191,8 @@ class Sweeper:
     def _put_off(self, sweep: Sweep, error: Exception) -> None:
         if isinstance(error, ReplicatorError):
             text = f"{error.message}. {error.hint}".strip()
+        elif isinstance(error, OSError):
+            text = str(error)
         else:
             text = f"{type(error).__name__}, see the log"
             log.error("unexpected error", rule=sweep.rule, exc_info=error)
