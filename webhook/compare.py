@@ -119,7 +119,7 @@ class Listings:
 
     def _objects(
         self, side: str, ask: Callable[[str, str], Page], reader: ThreadPoolExecutor, *, after: str
-    ) -> Iterator[Listed]:
+    ) -> Generator[Listed, None, None]:
         if side in self.on_disk:  # such a store has keys behind `after` before it, too
             yield from sorted_on_disk(
                 walk(lambda token: ask("", token), reader), after=self._mapped(side, after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from webhook.entries import Buried, Claim, Deferred, Held, Released, Request, Retried, Settled
@@ -95,3 +96,13 @@ def row(ledger: Ledger, key: str = "k", rule: str = RULE) -> dict[str, Any]:
     found = ledger.entry(rule, key)
     assert found is not None
     return dict(found)
+
+
+def removal(key: str = "k", event: int = 1, *, rule: str = RULE, event_at: float = 0.0) -> Request:
+    """An event that tells of the removal of the source's object."""
+    return replace(ask(key, event, rule=rule, event_at=event_at), is_removal=True)
+
+
+def missed(key: str = "k", *, at: float, rule: str = RULE, event_at: float = 0.0) -> Request:
+    """What a sweep found and no event had told of."""
+    return replace(ask(key, rule=rule, event_at=event_at), missed_at=at)
