@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,15 +118,18 @@ class Comparing:
 
     def _by_listing(self, rule: Rule, batch: Sequence[Pair]) -> Iterator[tuple[str | None, str]]:
         first = [judge(rule, pair, None) for pair in batch]
-        doubtful = [_key(pair) for pair, kind in zip(batch, first, strict=True) if kind is Kind.UNPROVEN]
-        known = self._ledger.known(rule.name, doubtful) if self._ledger and doubtful else {}
-
-        def prove(pair: Pair, kind: Kind | None) -> Kind | None:
-            return self._proved(rule, pair, known.get(_key(pair))) if kind is Kind.UNPROVEN else kind
-
+        doubtful = {
+            _key(pair): pair for pair, kind in zip(batch, first, strict=True) if kind is Kind.UNPROVEN
+        }
+        known = self._ledger.known(rule.name, list(doubtful)) if self._ledger and doubtful else {}
         with ThreadPoolExecutor(self._threads, thread_name_prefix="compare") as askers:
-            for kind in askers.map(prove, batch, first):
-                yield kind, WHY[kind] if kind else ""
+            answers = askers.map(
+                lambda pair: self._proved(rule, pair, known.get(_key(pair))), doubtful.values()
+            )
+            proved = dict(zip(doubtful, answers, strict=True))
+        for pair, kind in zip(batch, first, strict=True):
+            found = proved.get(_key(pair), kind)
+            yield found, WHY[found] if found else ""
 
     def _proved(self, rule: Rule, pair: Pair, known: Mapping[str, Any] | None) -> Kind | None:
         """By the ledger, else by the source's ETag that this service writes onto some of its copies."""
@@ -138,16 +141,12 @@ class Comparing:
         return None if found and found.stamp == pair[0].etag != "" else kind
 
     def _by_content(self, rule: Rule, batch: Sequence[Pair]) -> Iterator[tuple[str | None, str]]:
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="compare") as readers:
-            futures: list[Future[tuple[str | None, str]]] = [
-                readers.submit(self._read_both, rule, pair) for pair in batch
-            ]
-            try:
-                for future in futures:
-                    yield future.result()
-            finally:
-                for future in futures:
-                    future.cancel()
+        readers = ThreadPoolExecutor(self._threads, thread_name_prefix="compare")
+        try:
+            for future in [readers.submit(self._read_both, rule, pair) for pair in batch]:
+                yield future.result()
+        finally:  # after Ctrl-C nobody waits for what is being read
+            readers.shutdown(wait=False, cancel_futures=True)
 
     def _read_both(self, rule: Rule, pair: Pair) -> tuple[str | None, str]:
         """Byte by byte, whatever ETags say."""
@@ -165,12 +164,14 @@ class Comparing:
     def _is_equal(self, rule: Rule, key: str) -> bool:
         source, target = self._sides.source, self._sides.targets[rule.target]
         try:
-            here = source.open(rule.source_bucket, key)
+            with (
+                source.open(rule.source_bucket, key) as here,
+                target.open(rule.target_bucket, rule.target_key(key)) as there,
+            ):
+                pieces = itertools.zip_longest(here.chunks(CHUNK_BYTES), there.chunks(CHUNK_BYTES))
+                return all(one == other for one, other in pieces)
         except NoSuchKey:
             return False  # it went while this looked
-        with here, target.open(rule.target_bucket, rule.target_key(key)) as there:
-            pieces = itertools.zip_longest(here.chunks(CHUNK_BYTES), there.chunks(CHUNK_BYTES))
-            return all(one == other for one, other in pieces)
 
 
 def _batches(listings: Listings) -> Iterator[Sequence[Pair]]:

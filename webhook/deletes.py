@@ -11,7 +11,7 @@ What the breaker holds back waits for a person, who approves or discards it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ import structlog
 from webhook.copier import Copier, OutcomeKind
 from webhook.database import ENTRIES, RULES
 from webhook.entries import HELD, RUNNING, SETTLED, WAITING, Claim, Deferred, Ending, Held, Settled
+from webhook.errors import LeaseLost
 from webhook.ledger import Ledger
 from webhook.multipart import Permit
 from webhook.objects import ObjectInfo
@@ -77,8 +78,8 @@ class Deletes:
             return Deferred(claim=claim, after_s=UNDECIDED_S)
         if not allowed:
             return Held(claim=claim)
-        if not copier.remove_copy(rule, claim.key, permit=permit):
-            return Deferred(claim=claim, after_s=0.0)  # it is there again: the next attempt copies it
+        if not copier.remove_copy(rule, claim.key, permit=_Allowed(permit, lambda: self._is_allowed(claim))):
+            return Deferred(claim=claim, after_s=0.0, is_back=True)  # the next attempt copies it
         return Settled(claim=claim, outcome=str(OutcomeKind.DELETED), gone_at=claim.gone_at)
 
     # ── the breaker ──────────────────────────────────────────────────────────────────────────────────
@@ -185,6 +186,24 @@ class Deletes:
             )
             for row in rows
         }
+
+
+@dataclass(frozen=True)
+class _Allowed:
+    """A permit that ends where a person, or the breaker, decides against the delete at the last moment."""
+
+    permit: Permit
+    is_allowed: Callable[[], bool | None]
+
+    def check(self) -> None:
+        """Raises LeaseLost unless the delete may be done."""
+        self.permit.check()
+        if not self.is_allowed():
+            raise LeaseLost("the delete is held back")
+
+    def note_upload(self, note: str | None) -> None:
+        """As the permit does."""
+        self.permit.note_upload(note)
 
 
 def _is_ours(claim: Claim, present: ObjectInfo) -> bool:

@@ -120,6 +120,8 @@ class Deferred:
 
     claim: Claim
     after_s: float
+    is_back: bool = False
+    """Whether the source has the key again, so that no delete is pending any more."""
 
 
 @dataclass(frozen=True, kw_only=True)

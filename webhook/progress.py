@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from webhook.database import ENTRIES, MINUTES
-from webhook.entries import LIVE
+from webhook.entries import LIVE, RUNNING
 from webhook.lags import percentile_s
 from webhook.ledger import Ledger
 from webhook.sweeps import Sweep
@@ -70,10 +70,17 @@ class Progress:
         return found
 
     def _oldest_unsettled(self, rule: str) -> float | None:
-        """Since when something is asked for that is not settled, pending deletes left out."""
-        conditions = (_ROW.rule == rule, _ROW.asked_at.is_not(None), _ROW.gone_at.is_(None))
+        """Since when something is asked for that is not settled: pending deletes left out, but for those that
+        are just being carried out.
+        """
+        oldest = sa.select(sa.func.min(_ROW.asked_at)).where(_ROW.rule == rule)
+        pending = (_ROW.gone_at.is_not(None), _ROW.state == RUNNING)
         with self._ledger.reading() as connection:
-            return connection.execute(sa.select(sa.func.min(_ROW.asked_at)).where(*conditions)).scalar()
+            found = [
+                connection.execute(oldest.where(_ROW.asked_at.is_not(None), _ROW.gone_at.is_(None))).scalar(),
+                connection.execute(oldest.where(*pending)).scalar(),
+            ]
+        return min((at for at in found if at is not None), default=None)
 
     def last_hour(self) -> dict[str, LastHour]:
         """rule → what was settled in the last hour, where something was."""

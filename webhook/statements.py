@@ -303,7 +303,11 @@ def _finish_statements() -> dict[type, Any]:
             attempts=0,
             backoff_s=0.0,
             worker=None,
-            gone_at=sa.case((moved, ROW.gone_at), else_=sa.func.coalesce(ROW.gone_at, now)),
+            gone_at=sa.case(
+                (bind("_is_back", type_=sa.Integer) == 1, sa.null()),
+                (moved, ROW.gone_at),
+                else_=sa.func.coalesce(ROW.gone_at, now),
+            ),
             upload=None,
         ),
         Held: held.values(
@@ -359,7 +363,7 @@ def ending_row(ending: Ending, now: float) -> dict[str, Any]:
                 "_gone_at": ending.gone_at,
             }
         case Deferred():
-            values["_due_at"] = now + ending.after_s
+            values |= {"_due_at": now + ending.after_s, "_is_back": int(ending.is_back)}
         case Retried():
             values |= {
                 "_due_at": now + ending.after_s,
