@@ -2,24 +2,33 @@
 
 The flow, in reading order:
 
- 1. settings.py   environment → Settings
- 2. rules.py      which source bucket goes to which target bucket
- 3. app.py        POST /minio/events and POST /v1/replicate arrive here
+ 1. settings.py   environment → Settings (variables.py: one variable at a time; presets.py: what is known of
+                  stores beforehand)
+ 2. rules.py      which object goes to which targets, and how (rulesfile.py: from a file; conflicts.py:
+                  loops and overlaps)
+ 3. app.py        POST /minio/events and POST /v1/replicate arrive here (callers.py: who may call)
  4. events.py     MinIO's notification JSON → changes
  5. ledger.py     changes → entries, on disk before the sender hears 200
                   (entries.py: its words; statements.py: its SQL; database.py, migrations/: its tables
                   and how SQL is run; together.py: many puts in one transaction)
- 6. worker.py     the threads that claim, copy and settle (processes.py: which process is which)
+ 6. worker.py     the threads that claim, copy and settle (inbox.py: live work first; processes.py: which
+                  process is which; fleet.py: which of them are there)
  7. attempt.py    one attempt at one entry: claim → copy → ending
  8. copier.py     check → copy → verify, the only way to the target
                   (multipart.py: large objects; objects.py, layout.py, digests.py,
                   holdings.py: what it reckons with; memory.py: its bound)
- 9. source.py, target.py  the two stores, as a copy needs them
-10. store.py      one signed request to a store, and its answer
+ 9. deletes.py    grace period, breaker and a fresh look before an object goes from the target
+10. source.py, target.py  the two stores, as a copy needs them
+11. store.py      one signed request to a store, and its answer
                   (connections.py: HTTP; sigv4.py: the signature; answers.py: what errors mean)
-11. retry.py      what to do about an error
-12. errors.py     all errors there are
-13. logs.py       one line for each thing that happened
+12. reconcile.py  sweeps: what no event told of goes into the ledger's backfill lane
+                  (listing.py: pages in order; compare.py: two listings side by side; sweeps.py: how far
+                  each has come)
+13. progress.py   how far the target is complete, how fast changes get there (lags.py: in few numbers)
+14. operating.py  looking at what happened, and operating it
+15. retry.py      what to do about an error
+16. errors.py     all errors there are
+17. logs.py       one line for each thing that happened
 """
 
 from __future__ import annotations
