@@ -1,12 +1,26 @@
-"""What was claimed and is not begun: live work first, and only so much of the backfill at once."""
+"""What was claimed and is not begun: live work first, and only so much of the backfill beside it."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+COST_WEIGHT = 0.1
+"""Of the latest piece in the mean of what a piece of backfill costs."""
+
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """How much of the backfill may be done."""
+
+    at_once: int
+    cpu_share: float | None = None
+    """Of one core, for the threads that the inbox serves; None: all there is."""
 
 
 class Inbox(Generic[Item]):
@@ -18,7 +32,9 @@ class Inbox(Generic[Item]):
         self._backfill: deque[Item] = deque()
         self._threads = threads
         self._running = {True: 0, False: 0}  # is it backfill → how many
-        self._backfill_max = threads
+        self._allowance = Allowance(at_once=threads)
+        self._cost_s = 0.0
+        self._next_at = 0.0
         self._is_open = True
 
     def put(self, item: Item, *, is_backfill: bool) -> None:
@@ -36,29 +52,42 @@ class Inbox(Generic[Item]):
             while self._is_open:
                 if self._live:
                     return self._begun(self._live, is_backfill=False)
-                if self._backfill and self._running[True] < self._backfill_max:
+                wait_s = self._backfill_wait_s()
+                if wait_s == 0.0:
                     return self._begun(self._backfill, is_backfill=True)
-                self._changed.wait()
+                self._changed.wait(wait_s)
             return None
+
+    def _backfill_wait_s(self) -> float | None:
+        """How long until a piece of the backfill may begin, 0.0: now; None: not before something changes."""
+        if not self._backfill or self._running[True] >= self._allowance.at_once:
+            return None
+        if self._allowance.cpu_share is None:
+            return 0.0
+        return max(0.0, self._next_at - time.monotonic())
 
     def _begun(self, items: deque[Item], *, is_backfill: bool) -> tuple[Item, bool]:
         self._running[is_backfill] += 1
+        if is_backfill and self._allowance.cpu_share:
+            self._next_at = time.monotonic() + self._cost_s / self._allowance.cpu_share
         return items.popleft(), is_backfill
 
-    def done(self, *, is_backfill: bool) -> None:
-        """A piece of work has ended."""
+    def done(self, *, is_backfill: bool, cpu_s: float) -> None:
+        """A piece of work has ended, and took this much of the processor's time."""
         with self._changed:
             self._running[is_backfill] -= 1
+            if is_backfill:
+                self._cost_s += (cpu_s - self._cost_s) * COST_WEIGHT
             if self._backfill:
                 self._changed.notify()
 
-    def limit_backfill(self, at_once: int) -> None:
-        """From now on no more than this is begun while as much of it runs."""
+    def allow_backfill(self, allowance: Allowance) -> None:
+        """From now on so much of it may be begun."""
         with self._changed:
-            more = at_once - self._backfill_max
-            self._backfill_max = at_once
-            if more > 0:
-                self._changed.notify(more)
+            is_more = allowance != self._allowance
+            self._allowance = allowance
+            if is_more:
+                self._changed.notify_all()
 
     def room(self) -> int:
         """How many threads will be free once all live work that is here has begun."""
@@ -66,7 +95,7 @@ class Inbox(Generic[Item]):
 
     def backfill_room(self) -> int:
         """How much more of the backfill may run at once, less what is here of it."""
-        return min(self._backfill_max - self._running[True], self.room()) - len(self._backfill)
+        return min(self._allowance.at_once - self._running[True], self.room()) - len(self._backfill)
 
     def empty(self) -> list[Item]:
         """All that was not begun; it is not here any more."""

@@ -34,7 +34,7 @@ from webhook.deletes import Deletes
 from webhook.entries import BACKFILL, LIVE, Claim, Ending, Released, Request
 from webhook.errors import LedgerUnavailable, ReplicatorError, StoreError
 from webhook.fleet import Fleet
-from webhook.inbox import Inbox
+from webhook.inbox import Allowance, Inbox
 from webhook.ledger import Ledger
 from webhook.memory import MemoryBudget
 from webhook.processes import is_dead, own_name
@@ -54,8 +54,8 @@ GATHER_S = 0.02
 LIVE_FEW = 4
 QUIET_S = 2.0
 """Without live work for this long, the backfill gets all threads."""
-BACKFILL_BESIDE_LIVE = 2
-"""Backfill copies at once in a process while there is live work."""
+BESIDE_LIVE_THREADS, BESIDE_LIVE_CPU = 0.5, 0.15
+"""What the backfill may take while there is live work: of the threads, and of one core."""
 PREFETCH_S = 0.05
 """Claimed ahead: what the copiers get through in this time."""
 TROUBLE_DELAY_S = 0.5
@@ -161,7 +161,7 @@ class Worker:
             self._wake.clear()
             rate.update(self._finished)
             ahead = min(CLAIM_MAX, int(rate.per_s * PREFETCH_S))
-            self._inbox.limit_backfill(self._backfill_at_once())
+            self._inbox.allow_backfill(self._allowance())
             limit = min(CLAIM_MAX, self._inbox.room() + ahead)
             if limit <= ahead // 2:
                 self._wake.wait(POLL_S)
@@ -170,10 +170,12 @@ class Worker:
                 if not self._claim(limit, backfill_max=self._inbox.backfill_room() + ahead):
                     self._wake.wait(POLL_S)
 
-    def _backfill_at_once(self) -> int:
-        """How much of the backfill may run: little beside live work, which it would slow down."""
-        is_quiet = time.monotonic() - self._ledger.live_seen_at > QUIET_S
-        return self._options.threads if is_quiet else BACKFILL_BESIDE_LIVE
+    def _allowance(self) -> Allowance:
+        """How much of the backfill may be done: little beside live work, which it would slow down."""
+        threads = self._options.threads
+        if time.monotonic() - self._ledger.live_seen_at > QUIET_S:
+            return Allowance(at_once=threads)
+        return Allowance(at_once=max(1, int(threads * BESIDE_LIVE_THREADS)), cpu_share=BESIDE_LIVE_CPU)
 
     def _claim(self, limit: int, *, backfill_max: int) -> int:
         asked_at = time.monotonic()
@@ -197,10 +199,11 @@ class Worker:
     def _copy_loop(self) -> None:
         while (given := self._inbox.take()) is not None:
             task, is_backfill = given
+            cpu_before_s = time.thread_time()
             try:
                 self._done.put((task, self._attempt(task)))
             finally:
-                self._inbox.done(is_backfill=is_backfill)
+                self._inbox.done(is_backfill=is_backfill, cpu_s=time.thread_time() - cpu_before_s)
 
     def _gather(self, first: tuple[Task, Ending]) -> list[tuple[Task, Ending]]:
         """What is settled together: what comes within GATHER_S, unless it is live work and there is little
