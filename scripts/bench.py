@@ -4,7 +4,8 @@ It starts the servers, loads objects, and lets each contender copy them into a n
 rounds; then it measures how soon one object and a burst of them are at the target, how many notifications are
 accepted, how fast a ledger drains, how live objects fare beside a backfill, and what a sweep costs that finds
 nothing. Ratios are taken within a round, where all met the same machine; their
-median counts. All is printed; when nothing was left out, or with --write, it goes to docs/BENCHMARKS.md too.
+median counts. All is printed; when nothing was left out, or with --write, it goes to docs/BENCHMARKS.md too,
+where sections that were not measured stay as they are.
 Takes half an hour and 12 GB in the temporary folder (TMPDIR); --quick two minutes.
 
 Exit status: 0 measured, 1 something failed, whatever was reached.

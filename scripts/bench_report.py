@@ -24,7 +24,8 @@ from webhook import __version__
 PACKAGES = ("Flask", "gunicorn", "minio", "boto3", "SQLAlchemy")
 PREFACE = """# Benchmarks
 
-Written by `make bench`, but the last section. What is measured, and how, is in `scripts/bench*.py`.
+Written by `make bench`, but the last section; each section by the run that it names. What is measured, and
+how, is in `scripts/bench*.py`.
 
 All servers and clients share one machine, so no rate is that of a real deployment; the ratios compare like
 with like. A ratio is the median of those of each round (least–most): in the tables of copying more is better,
@@ -34,6 +35,7 @@ above 1 this service is the faster one; under “Live” less is better. rclone 
 ledger on disk."""
 
 
+PER_SECTION = ("command", "date", "load before")
 BY_HAND = "\n## Where the rest goes\n"
 
 
@@ -89,16 +91,21 @@ def show(console: Console, section: Section) -> None:
 
 
 def markdown(told: Sequence[tuple[str, str]], sections: Sequence[Section], *, before: str) -> str:
-    """The page docs/BENCHMARKS.md; `before` is the page there was, whose last section stays."""
-    lines = [
-        *PREFACE.splitlines(),
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in told),
-    ]
+    """The page docs/BENCHMARKS.md; of `before`, the page there was, all stays that was not measured anew."""
+    _, *parts = before.partition(BY_HAND)[0].split("\n## ")
+    kept = {_kind(part): f"\n## {part.rstrip()}\n" for part in parts}
+    facts = dict(told)
+    measured = f"Measured {facts['date']}, load before {facts['load before']}: `{facts['command']}`."
     for section in sections:
-        lines += ["", f"## {section.title}", "", section.notes, ""]
+        lines = ["", f"## {section.title}", "", section.notes, "", measured, ""]
         lines += [f"| {' | '.join(row)} |" for row in (section.header, ["---"] * len(section.header))]
         lines += [f"| {' | '.join(row)} |" for row in section.rows]
-    return "\n".join(lines) + "\n" + "".join(before.partition(BY_HAND)[1:])
+        kept[_kind(section.title)] = "\n".join(lines) + "\n"
+    page = [*PREFACE.splitlines(), "", "| | |", "|---|---|"]
+    page += [f"| {name} | {value} |" for name, value in told if name not in PER_SECTION]
+    return "\n".join(page) + "\n" + "".join(kept.values()) + "".join(before.partition(BY_HAND)[1:])
+
+
+def _kind(title: str) -> str:
+    """What of a section's title does not change with numbers."""
+    return "".join(char for char in title.splitlines()[0] if not char.isdigit() and char != ",")

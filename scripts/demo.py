@@ -1,9 +1,10 @@
 """The service at work on this machine: real servers, real notifications, a kill -9, an independent judge.
 
 It starts a server with MinIO's API, another maker's S3 server and this service, all on the loopback address;
-lets the script in config/ set up MinIO's notifications; writes objects to the first server and watches them
-arrive at the second; kills the service while more are written, and starts it again; has rclone compare both
-sides byte by byte. On a terminal it then stays up until Ctrl-C. It leaves no process and no file behind.
+shows that what was there before is copied; lets the script in config/ set up MinIO's notifications; writes
+objects to the first server and watches them arrive at the second; kills the service while more are written,
+and starts it again; has rclone compare both sides byte by byte. On a terminal it then stays up until Ctrl-C. It
+leaves no process and no file behind.
 
 Exit status: 0 both sides are equal, 1 they are not or something failed, 128 + n ended early by signal n.
 """
@@ -37,6 +38,7 @@ from scripts.demo_stage import (
     LOG_LINES,
     LOOK_S,
     MIB,
+    OLD_OBJECTS,
     PROGRESS_S,
     RECOVERY_BOUND_S,
     SAMPLES,
@@ -58,7 +60,30 @@ from scripts.local_servers import REGION, S3Server
 from scripts.local_service import API_TOKEN
 from scripts.local_tools import find_mc, rclone_check
 
-# ── first act: every kind of object ──────────────────────────────────────────────────────────────────
+# ── first act: what was there before ─────────────────────────────────────────────────────────────────
+
+
+def show_old_objects(demo: Demo) -> None:
+    """Waits until the service's first sweep has had them copied. Raises: DemoError at the bound."""
+    demo.title(f"{OLD_OBJECTS} objects were there before the service: its first sweep finds them")
+    deadline = time.monotonic() + ARRIVAL_BOUND_S
+    while not (found := rule_status(demo))["recovery_point"] or demo.service.unsettled():
+        if time.monotonic() > deadline or demo.dead():
+            raise DemoError(f"the first sweep does not end: {found}")
+        time.sleep(LOOK_S)
+    sweep = found["sweep"]
+    demo.say(f"Both sides listed, {sweep['missing']} missing at the target, all of them copied and verified.")
+    demo.say(f"The target is proved complete up to {found['recovery_point']}.", "green")
+
+
+def rule_status(demo: Demo) -> dict[str, Any]:
+    """What the service says of its rule."""
+    answer = demo.service.get("/v1/status")
+    answer.raise_for_status()
+    return dict(answer.json()["rules"]["default"])
+
+
+# ── second act: every kind of object ─────────────────────────────────────────────────────────────────
 
 
 def show_objects(demo: Demo) -> list[str]:
@@ -136,7 +161,7 @@ def fate(demo: Demo, key: str) -> str:
     return f"{key}: {told}"
 
 
-# ── second act: kill -9 ──────────────────────────────────────────────────────────────────────────────
+# ── third act: kill -9 ──────────────────────────────────────────────────────────────────────────────
 
 
 def crash(demo: Demo) -> None:
@@ -205,7 +230,7 @@ def judge(demo: Demo, problems: list[str]) -> bool:
     demo.title("The judge: rclone check --download reads every byte of both sides")
     found = rclone_check(demo.source, SOURCE, demo.target, TARGET, download=True)
     equal = sum(line.startswith("= ") for line in found.output.splitlines())
-    expected = len(SAMPLES) + 1 + CRASH_OBJECTS
+    expected = OLD_OBJECTS + len(SAMPLES) + 1 + CRASH_OBJECTS
     problems += [f"rclone: {line}" for line in found.differences]
     if not found.ok or equal != expected:
         problems.append(f"rclone found {equal} of {expected} objects equal")
@@ -263,6 +288,7 @@ def perform(demo: Demo) -> int:
     begun_at = time.monotonic()
     try:
         start_servers(demo)
+        show_old_objects(demo)
         set_up_notifications(demo)
         problems = show_objects(demo)
         crash(demo)

@@ -32,6 +32,7 @@ from scripts.local_tools import find_mc
 KIB, MIB = 1024, 1024 * 1024
 PART_BYTES = 16 * MIB
 SOURCE, TARGET = "photos", "photos-copy"  # the buckets
+OLD_OBJECTS = 200
 CRASH_OBJECTS, CRASH_THREADS, KILL_AFTER_OBJECTS = 60, 4, 20
 ARRIVAL_BOUND_S, RECOVERY_BOUND_S, ANSWER_BOUND_S, SETUP_BOUND_S, STOP_BOUND_S = 60, 120, 30, 60, 5
 LOOK_S, PROGRESS_S = 0.02, 1.0  # between two looks at the service, between two lines of progress
@@ -182,6 +183,7 @@ def start_servers(demo: Demo) -> None:
         list(pool.map(Server.start, (demo.source, demo.target)))
     for server, bucket in ((demo.source, SOURCE), (demo.target, TARGET)):
         connect(server).make_bucket(bucket_name=bucket)
+    fill(demo)
     with demo.interrupts.held():
         demo.service.start()
     for name, url, what in (
@@ -190,6 +192,14 @@ def start_servers(demo: Demo) -> None:
         ("service", demo.service.url, "this project, run as in the Procfile"),
     ):
         demo.console.print(f"  {name:8}{url:36}{what}")
+
+
+def fill(demo: Demo) -> None:
+    """Objects that are there before the service is."""
+    store = connect(demo.source)
+    with ThreadPoolExecutor(CRASH_THREADS) as pool:
+        samples = [Sample(f"old/{number:03}.txt") for number in range(OLD_OBJECTS)]
+        list(pool.map(lambda sample: put(store, sample, sample.size), samples))
 
 
 def set_up_notifications(demo: Demo) -> None:

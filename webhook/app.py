@@ -269,7 +269,7 @@ def _error(status: int, code: str, message: str, hint: str) -> tuple[Response, i
 
 
 def _replicator_error(error: ReplicatorError) -> tuple[Response, int]:
-    status = _STATUS.get(error.code, 500)
+    status = 502 if isinstance(error, StoreError) else _STATUS.get(error.code, 500)
     if status >= 500:
         log.warning("request failed", path=request.path, error=error.message)
     response, status = _error(status, error.code, error.message, error.hint)

@@ -171,7 +171,7 @@ def list_sweeps() -> Response:
     return jsonify(sweeps=[sweep_facts(each) for each in found])
 
 
-@operating.get("/sweeps/<int:number>")
+@operating.get("/sweeps/<int(max=2147483647):number>")
 def one_sweep(number: int) -> Response:
     """One sweep: how far it has come, and what it found."""
     found = Sweeps(service().ledger).get(number)

@@ -81,6 +81,22 @@ def decide(running: Stack, word: str) -> int:
     return int(answer["approved" if word == "approve" else "discarded"]["default"])
 
 
+def gone_at_source(running: Stack, key: str) -> None:
+    """Waits until the service has noticed that the source has it no more."""
+    until(lambda: running.entry(key)["gone_at"], bound_s=30, what=f"{key} is noticed to be gone")
+
+
+def sweep_fails(running: Stack, name: str) -> dict[str, Any]:
+    """Asks for a sweep, or for the one that was put off, and waits until it fails; gives it then."""
+    asked = running.ask_for_sweep()
+
+    def failed() -> dict[str, Any] | None:
+        now = running.service.get(asked["link"]).json()
+        return dict(now) if now["error"] and now["due_at"] != asked["due_at"] else None
+
+    return dict(until(failed, bound_s=30, what=f"{name}: the sweep fails"))
+
+
 def all_settled(running: Stack) -> None:
     """Waits until nothing is to be done."""
     until(lambda: running.service.unsettled() == 0, bound_s=60, what="all is settled")
@@ -118,7 +134,7 @@ def test_a_removed_object_goes_after_the_grace_period_and_not_before(stack: Call
     removed, *others = fill(running, 3)
     began = time.monotonic()
     running.remove(removed)
-    until(lambda: deletes(running)["pending"] == 1, bound_s=2.5, what="the delete is pending")
+    gone_at_source(running, removed)
     until(lambda: running.target_etag(removed) is None, bound_s=30, what="it is gone")
     assert time.monotonic() - began >= 3
     until(lambda: running.entry(removed)["state"] == "settled", bound_s=10, what="it is settled")
@@ -173,14 +189,15 @@ def test_no_removal_event_takes_what_somebody_put_in_the_place_of_the_copy(
     running.put_at_target(replaced, b"written by hand")
     assert_that_a_single_delete_goes(running, removed)
     running.put_at_target(removed, b"written by hand")
-    for generation in (2, 3, 4):  # a store tells of removals of what is not there, too
+    for times in (1, 2, 3):  # a store tells of removals of what is not there, too
         running.remove(replaced)
         running.remove(removed)
-        until(
-            lambda expected=generation: running.entry(replaced)["generation"] == expected,
-            bound_s=30,
-            what="the event is there",
-        )
+
+        def told(times: int = times) -> bool:
+            asked = (running.entry(replaced)["generation"], running.entry(removed)["generation"])
+            return asked == (1 + times, 2 + times)
+
+        until(told, bound_s=30, what="the events are there")
         all_settled(running)
         entry = running.entry(replaced)
         assert entry["outcome"] == "gone"
@@ -191,12 +208,12 @@ def test_no_removal_event_takes_what_somebody_put_in_the_place_of_the_copy(
 def test_a_service_killed_within_the_grace_period_deletes_once_and_nothing_else(
     stack: Callable[..., Stack],
 ) -> None:
-    running = stack(REPLICATE_DELETES="true", DELETE_GRACE_S="3")
+    running = stack(REPLICATE_DELETES="true", DELETE_GRACE_S="5")
     removed, *others = fill(running, 10)
     running.remove(removed)
-    until(lambda: deletes(running)["pending"] == 1, bound_s=2.5, what="the delete is pending")
+    gone_at_source(running, removed)
     running.service.kill()
-    assert running.target_etag(removed)
+    assert running.target_etag(removed), "it took longer than the grace period to look"
     running.service.start()
     until(lambda: running.target_etag(removed) is None, bound_s=30, what="it is gone")
     all_settled(running)
@@ -239,7 +256,7 @@ def test_more_deletes_than_allowed_wait_for_a_person_who_lets_them_go(stack: Cal
 def test_a_wiped_source_takes_nothing_along_and_what_a_person_keeps_is_kept_for_good(
     stack: Callable[..., Stack],
 ) -> None:
-    running = stack(REPLICATE_DELETES="true", DELETE_GRACE_S="3")
+    running = stack(REPLICATE_DELETES="true", DELETE_GRACE_S="2")
     keys = fill(running, 160)
     wiped, last = keys[:150], keys[-1]
     running.remove_many(wiped, clients=6)
@@ -252,15 +269,22 @@ def test_a_wiped_source_takes_nothing_along_and_what_a_person_keeps_is_kept_for_
     assert deletes(running) == {"propagated": True, "pending": 0, "held": 0, "breaker": None}
     found = running.sweep()
     assert (found["extra"], found["put"]) == (150, 0)
-    running.remove_many(wiped[:20], clients=4)  # told of once more
-    until(lambda: running.entry(wiped[19])["generation"] == 3, bound_s=30, what="the events are there")
-    assert_that_a_single_delete_goes(running, last)
+    again = wiped[:20]  # told of once more
+    running.remove_many(again, clients=4)
+    until(
+        lambda: all(running.entry(key)["generation"] == 3 for key in again),
+        bound_s=30,
+        what="the events are there",
+    )
     all_settled(running)
-    assert set(running.target_keys()) == set(keys) - {last}
-    assert len(tripped(running)) == 1
+    assert set(running.target_keys()) == set(keys)
     etag = running.put(wiped[0], b"new")
     until(lambda: running.target_etag(wiped[0]) == etag, bound_s=30, what="what came back is copied")
-    assert_that_a_single_delete_goes(running, wiped[0])
+    running.remove(wiped[0])
+    assert_that_a_single_delete_goes(running, last)
+    all_settled(running)
+    assert set(running.target_keys()) == set(keys) - {wiped[0], last}
+    assert len(tripped(running)) == 1
 
 
 def test_a_source_wiped_unheard_takes_nothing_along_until_a_person_says_so(
@@ -283,10 +307,11 @@ def test_a_source_wiped_unheard_takes_nothing_along_until_a_person_says_so(
     assert deletes(running)["breaker"] is None
 
 
+@pytest.mark.parametrize("look", [1, 2])
 def test_what_is_discarded_stays_though_its_delete_is_on_its_way(
-    stack: Callable[..., Stack], before_source: Proxy
+    stack: Callable[..., Stack], before_source: Proxy, look: int
 ) -> None:
-    running = behind(before_source, stack, DELETE_GRACE_S="2")
+    running = behind(before_source, stack, DELETE_GRACE_S="1")
     (removed,) = fill(running, 1)
     arrived, goes_on = threading.Event(), threading.Event()
 
@@ -294,10 +319,11 @@ def test_what_is_discarded_stays_though_its_delete_is_on_its_way(
         arrived.set()
         assert goes_on.wait(30)
 
+    before_source.plan("HeadObject", after(hold), nth=1 + look)  # the first one begins the grace period
     running.remove(removed)
-    until(lambda: deletes(running)["pending"] == 1, bound_s=1.5, what="the delete is pending")
-    before_source.plan("HeadObject", after(hold))
     assert arrived.wait(30), "nobody asked the source before the delete"
+    assert running.entry(removed)["gone_at"]
+    assert deletes(running)["pending"] == 0
     running.service.post("/v1/deletes/discard", json={"rule": "default"})
     goes_on.set()
     all_settled(running)
@@ -309,21 +335,17 @@ def test_what_is_discarded_stays_though_its_delete_is_on_its_way(
 
 
 def test_a_source_bucket_that_is_removed_takes_nothing_along(stack: Callable[..., Stack]) -> None:
-    running = stack(REPLICATE_DELETES="true", DELETE_GRACE_S="5")
+    running = stack(REPLICATE_DELETES="true", DELETE_GRACE_S="8")
     keys = fill(running, 120)
     running.remove_many(keys, clients=6)
-    until(lambda: deletes(running)["pending"] == 120, bound_s=4.5, what="all deletes are pending")
+    until(lambda: deletes(running)["pending"] == 120, bound_s=7.5, what="all deletes are pending")
     running.client().remove_bucket(bucket_name=BUCKET)
-    asked = running.ask_for_sweep()
+    assert "the bucket does not exist" in sweep_fails(running, "no bucket")["error"]
 
     def tried() -> set[str]:
         return {line["key"] for line in running.log_lines() if line["event"] == "will retry"}
 
     until(lambda: len(tried()) == 120, bound_s=60, what="all have been tried after the grace period")
-    error = until(
-        lambda: running.service.get(asked["link"]).json()["error"], bound_s=30, what="the sweep fails"
-    )
-    assert "the bucket does not exist" in error
     assert set(running.target_keys()) == set(keys)
     running.client().make_bucket(bucket_name=BUCKET)
     held_back(running, 120)
@@ -349,10 +371,7 @@ def test_a_source_that_comes_up_empty_takes_nothing_along_however_few_its_object
     keys = fill(running, 12)
     running.source.stop()
     with Emptied(tmp_path / "empty", running.source) as empty:
-        asked = running.ask_for_sweep()
-        until(
-            lambda: running.service.get(asked["link"]).json()["error"], bound_s=30, what="there is no bucket"
-        )
+        sweep_fails(running, "no bucket")
         empty.client().make_bucket(bucket_name=BUCKET)
         found = running.sweep()
         assert (found["extra"], found["put"]) == (12, 12)
@@ -371,13 +390,13 @@ def test_a_source_that_comes_up_empty_takes_nothing_along_however_few_its_object
 
 PAGE = b"<html><body>It works!</body></html>"
 REFUSALS = {
+    "a bucket of which nothing is told": (("HeadBucket",), answering(403, "AccessDenied")),
     "access denied": (OPERATIONS, answering(403, "AccessDenied")),
     "no bucket": (OPERATIONS, answering(404, "NoSuchBucket")),
     "a fault of the store": (OPERATIONS, answering(500, "InternalError")),
     "no answer": (OPERATIONS, drop),
     "a proxy that knows no such page": (OPERATIONS, answering(404, PAGE)),
     "a page that is not S3's": (OPERATIONS, answering(200, PAGE)),
-    "a bucket of which nothing is told": (("HeadBucket",), answering(403, "AccessDenied")),
 }  # fmt: skip
 
 
@@ -397,17 +416,12 @@ def test_a_source_that_does_not_answer_as_it_should_takes_nothing_along(
             return running.entry(key)["state"] == "waiting" and bool(running.entry(key)["error"])
 
         until(failed, bound_s=30, what=f"{name}: the removal is tried")
-        asked = running.ask_for_sweep()
-        until(
-            lambda link=asked["link"]: running.service.get(link).json()["error"],
-            bound_s=30,
-            what=f"{name}: the sweep fails",
-        )
+        sweep_fails(running, name)
         assert set(running.target_keys()) == {removed, *others}, name
         before_source.forget()
         all_settled(running)
         assert set(running.target_keys()) == set(others), name
-        running.sweep()
+    running.sweep()
     assert running.compare().ok
     assert not tripped(running)
 
@@ -423,11 +437,7 @@ def test_revoked_credentials_take_nothing_along(stack: Callable[..., Stack]) -> 
     for key in keys:
         until(lambda key=key: running.entry(key)["error"], bound_s=30, what="the removals are tried")
         assert running.entry(key)["error_code"] == "source_store_denied"
-    asked = running.ask_for_sweep()
-    error = until(
-        lambda: running.service.get(asked["link"]).json()["error"], bound_s=30, what="the sweep fails"
-    )
-    assert "source" in error
+    assert "source HeadBucket" in sweep_fails(running, "revoked")["error"]
     assert set(running.target_keys()) == set(keys)
     running.service.stop()
     del running.service.environ["MINIO_SECRET_KEY"]
@@ -496,22 +506,16 @@ def test_a_listing_that_breaks_off_proves_nothing_and_is_made_again(
     for name, faults in BROKEN_LISTINGS.items():
         for nth, fault in enumerate(faults, start=1):
             before_source.plan(LISTING, fault, nth=nth, times=ALWAYS if nth == len(faults) else 1)
-        asked = running.ask_for_sweep()
-
-        def failed(asked: dict[str, Any] = asked) -> dict[str, Any] | None:
-            now = running.service.get(asked["link"]).json()
-            return dict(now) if now["error"] and now["due_at"] != asked["due_at"] else None
-
-        sweep = until(failed, bound_s=30, what=f"{name}: the sweep fails")
+        sweep = sweep_fails(running, name)
         assert (sweep["state"], sweep["put"]) == ("open", 0), name
         listed = {each["id"]: each for each in running.service.get("/v1/sweeps").json()["sweeps"]}
-        assert listed[asked["id"]]["error"] == sweep["error"]
+        assert listed[sweep["id"]]["error"] == sweep["error"]
         assert running.rule()["recovery_point"] == proved, name
         assert set(running.target_keys()) == {removed, *others}, name
         before_source.forget()
         if first:  # by itself, when the source is well again
 
-            def over(link: str = asked["link"]) -> bool:
+            def over(link: str = sweep["link"]) -> bool:
                 return bool(running.service.get(link).json()["state"] == "complete")
 
             until(over, bound_s=30, what="the sweep is complete")

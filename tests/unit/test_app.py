@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +16,39 @@ from werkzeug.test import TestResponse
 from webhook import settings
 from webhook.app import create_app
 from webhook.callers import PROXY_HEADERS
-from webhook.entries import Buried
+from webhook.entries import Buried, Claim, Ending, Retried, Settled
 from webhook.ledger import Ledger
+from webhook.rules import Rule
 
 EVENTS = "/minio/events"
 TOKENS = {"WEBHOOK_AUTH_TOKEN": "hook-s3cr3t", "API_TOKEN": "api-s3cr3t"}
 HOOK = {"Authorization": "Bearer hook-s3cr3t"}
 API = {"Authorization": "Bearer api-s3cr3t"}
 AFAR = {"REMOTE_ADDR": "203.0.113.7"}
-ODD_KEYS = ("/lead", "a//b", "//", "a/", "é", "e\u0301", "a b+c%2F", "?#", "..", "a\nb", "\x1b", "🪣", "null")
 MakeClient = Callable[..., FlaskClient]
+
+
+@contextmanager
+def opened(environ: dict[str, str], folder: Path) -> Iterator[MakeClient]:
+    """Makes clients of applications whose environment is extended by keywords; closes what they hold."""
+    made = []
+
+    def make(**variables: str) -> FlaskClient:
+        more = {"DATABASE_URL": f"sqlite:///{folder}/ledger.db", **variables}
+        app = create_app(settings.from_environ(environ | more, folder))
+        made.append(app)
+        return app.test_client()
+
+    yield make
+    for app in made:
+        app.extensions["service"].close()
 
 
 @pytest.fixture
 def make_client(environ: dict[str, str], tmp_path: Path) -> Iterator[MakeClient]:
     """Makes a client of an application whose environment is extended by keywords."""
-    opened = []
-
-    def make(**variables: str) -> FlaskClient:
-        more = {"DATABASE_URL": f"sqlite:///{tmp_path}/ledger.db", **variables}
-        app = create_app(settings.from_environ(environ | more))
-        opened.append(ledger_of(client := app.test_client()))
-        return client
-
-    yield make
-    for ledger in opened:
-        ledger.close()
+    with opened(environ, tmp_path) as make:
+        yield make
 
 
 @pytest.fixture
@@ -75,15 +82,6 @@ def error_of(response: TestResponse) -> dict[str, str]:
     assert error["message"]
     assert "s3cr3t" not in response.text
     return error
-
-
-def bury(client: FlaskClient, key: str, code: str = "target_store_refused") -> None:
-    """Leaves a failed entry behind."""
-    ledger = ledger_of(client)
-    client.post("/v1/replicate", json={"s3_key": key, "wait": False})
-    claim = ledger.claim_one("default", key, worker="w", lease_s=60)
-    assert claim is not None
-    ledger.finish([Buried(claim=claim, error_code=code, error="no")])
 
 
 # ── who may come in ──────────────────────────────────────────────────────────────────────────────────
@@ -229,23 +227,6 @@ def test_a_request_to_replicate_that_makes_no_sense_is_refused(client: FlaskClie
     assert sum(ledger_of(client).counts()["waiting"].values()) == 0
 
 
-def test_an_entry_is_found_under_the_link_that_was_given(client: FlaskClient) -> None:
-    assert client.get("/v1/entries/default/nobody-asked").status_code == 404
-    for key in ODD_KEYS:
-        queued = client.post("/v1/replicate", json={"s3_key": key, "wait": False, "bucket": "source-bucket"})
-        assert (queued.status_code, queued.json["status"]) == (202, "queued")
-        found = client.get(queued.json["entry"])
-        assert (found.status_code, found.json.get("key")) == (200, key)
-        assert found.json["state"] == "waiting"
-
-
-def test_an_entry_that_is_not_there_is_not_found(client: FlaskClient) -> None:
-    client.post("/v1/replicate", json={"s3_key": "k", "wait": False})
-    for path in ("other/k", "default/K", "default/k/", "default/k%00", "default/%FF"):
-        answer = client.get(f"/v1/entries/{path}")
-        assert (answer.status_code, error_of(answer)["code"]) == (404, "not_found"), path
-
-
 def test_a_store_that_does_not_answer_is_a_bad_gateway(client: FlaskClient) -> None:
     answer = client.post("/v1/replicate", json={"s3_key": "k"})
     assert (answer.status_code, error_of(answer)["code"]) == (502, "target_store_unavailable")
@@ -259,48 +240,171 @@ def test_a_store_that_does_not_answer_is_a_bad_gateway(client: FlaskClient) -> N
     assert "s3cr3t" not in json.dumps(entry)
 
 
-def test_failures_are_listed_and_tried_again_as_far_as_asked_for(client: FlaskClient) -> None:
-    for key, code in (("a/1", "x"), ("a/2", "y"), ("b/1", "x"), ("%", "x")):
-        bury(client, key, code)
-    bodies: list[tuple[dict[str, str], list[str]]] = [
-        ({}, ["%", "a/1", "a/2", "b/1"]),
-        ({"prefix": "a/"}, ["a/1", "a/2"]),
-        ({"prefix": "a/", "reason": "y"}, ["a/2"]),
-        ({"prefix": "%"}, ["%"]),
-        ({"rule": "other"}, []),
-    ]
-    for narrowed, expected in bodies:
-        listed = client.get("/v1/failures", query_string=narrowed).json["failures"]
-        assert [each["key"] for each in listed] == expected
-    for narrowed, count in (({"rule": "other"}, 0), ({"reason": "y"}, 1), ({"prefix": "a/"}, 1), ({}, 2)):
-        assert client.post("/v1/failures/retry", json=narrowed).json == {"retried": count}
-    bury(client, "again")
-    assert client.post("/v1/failures/retry").json == {"retried": 1}
-    assert client.get("/v1/failures").json == {"failures": []}
+# ── several rules ────────────────────────────────────────────────────────────────────────────────────
+
+RULES = """
+[targets.archive]
+endpoint = "https://127.0.0.1:9"
+
+[rules.photos]
+source = "photos"
+exclude = ["*.part"]
+bucket = "photos-copy"
+
+[rules.raw]
+source = "photos"
+prefix = "raw/"
+suffix = ".cr3"
+target = "archive"
+bucket = "long-term"
+target_prefix = "camera/"
+
+[rules.papers]
+source = "papers"
+bucket = "papers-copy"
+"""
 
 
-def test_narrowing_by_something_else_is_refused(client: FlaskClient) -> None:
-    for asked in ({"key": "a"}, {"prefix": 7}, {"rule": None}, {"reason": ["x"]}):
-        assert error_of(client.post("/v1/failures/retry", json=asked))["code"] == "bad_request"
-    for body in (b"[]", b"{", b"7"):
-        assert client.post("/v1/failures/retry", data=body).status_code == 400
-    assert client.get("/v1/failures", query_string={"limit": "1"}).status_code == 400
+@pytest.fixture
+def several(make_client: MakeClient, tmp_path: Path) -> FlaskClient:
+    """A client of a service with three rules, two of them on one bucket."""
+    (tmp_path / "rules.toml").write_text(RULES)
+    keys = {f"TARGET_ARCHIVE_{name}_KEY": f"archive-{name}-s3cr3t" for name in ("ACCESS", "SECRET")}
+    return make_client(RULES_FILE="rules.toml", **keys)
 
 
-@pytest.mark.parametrize("text", ["\ud800", "\0", "x" * 100_000])
-def test_narrowing_by_what_no_key_can_hold_revives_nothing(client: FlaskClient, text: str) -> None:
-    bury(client, "k")
-    for name in ("prefix", "rule", "reason"):
-        answer = client.post("/v1/failures/retry", data=json.dumps({name: text}))
-        assert answer.status_code == 400 or (answer.status_code, answer.json) == (200, {"retried": 0})
+def test_a_key_that_two_rules_want_is_queued_for_both(several: FlaskClient) -> None:
+    asked = {"s3_key": "raw/a b.cr3", "bucket": "photos", "wait": False}
+    answer = several.post("/v1/replicate", json=asked)
+    assert (answer.status_code, answer.json["status"], answer.json["rule"]) == (202, "queued", "photos")
+    assert [each["rule"] for each in answer.json["copies"]] == ["photos", "raw"]
+    for each in answer.json["copies"]:
+        entry = several.get(each["entry"]).json
+        assert (entry["rule"], entry["key"], entry["state"]) == (each["rule"], "raw/a b.cr3", "waiting")
 
 
-def test_the_status_counts_entries(client: FlaskClient) -> None:
-    client.post(EVENTS, data=body_of(record("a"), record("b")))
-    bury(client, "c")
-    found = client.get("/v1/status").json
-    assert (found["entries"]["waiting"]["live"], found["entries"]["failed"]["live"]) == (2, 1)
-    assert found["rules"]["default"]["source"] == "source-bucket/"
+def test_a_key_that_one_rule_wants_tells_of_no_others(several: FlaskClient) -> None:
+    for bucket, key, rule in (("photos", "a.jpg", "photos"), ("papers", "raw/a.cr3", "papers")):
+        asked = {"s3_key": key, "bucket": bucket, "wait": False}
+        answer = several.post("/v1/replicate", json=asked)
+        assert (answer.status_code, answer.json["rule"]) == (202, rule)
+        assert "copies" not in answer.json
+    assert sum(ledger_of(several).counts()["waiting"].values()) == 2
+
+
+def test_a_key_that_no_rule_wants_is_refused(several: FlaskClient) -> None:
+    for key in ("a.part", "raw/a.part"):
+        answer = several.post("/v1/replicate", json={"s3_key": key, "bucket": "photos"})
+        assert (answer.status_code, error_of(answer)["message"]) == (400, "no rule wants that key")
+        assert "exclude" in error_of(answer)["hint"]
+    assert sum(ledger_of(several).counts()["waiting"].values()) == 0
+
+
+def test_where_there_are_several_buckets_one_has_to_be_named(several: FlaskClient) -> None:
+    missing = several.post("/v1/replicate", json={"s3_key": "a"})
+    unknown = several.post("/v1/replicate", json={"s3_key": "a", "bucket": "photos-copy"})
+    for answer in (missing, unknown):
+        assert (answer.status_code, error_of(answer)["code"]) == (400, "bad_request")
+        assert error_of(answer)["hint"] == "Name one of: photos, papers."
+    assert "bucket is missing" in error_of(missing)["message"]
+
+
+def test_where_buckets_are_globs_one_has_to_be_named_and_the_rule_is_its(make_client: MakeClient) -> None:
+    for buckets, hint in (("*", "Name one that a rule copies."), ("a,b-*", "Name one of: a.")):
+        client = make_client(MINIO_BUCKET=buckets)
+        answer = client.post("/v1/replicate", json={"s3_key": "k"})
+        assert (answer.status_code, error_of(answer)["hint"]) == (400, hint)
+        answer = client.post("/v1/replicate", json={"s3_key": "k", "bucket": "b-1", "wait": False})
+        assert (answer.status_code, answer.json["entry"]) == (202, "/v1/entries/default.b-1/k")
+    assert client.post("/v1/replicate", json={"s3_key": "k", "bucket": "c"}).status_code == 400
+
+
+def test_an_event_is_put_for_each_rule_that_wants_it_and_counted_once(several: FlaskClient) -> None:
+    wanted = [record("raw/a.cr3", "photos"), record("b.jpg", "photos"), record("c", "papers")]
+    unwanted = [record("d.part", "photos"), record("e", "elsewhere")]
+    answer = several.post(EVENTS, data=body_of(*wanted, *unwanted))
+    assert answer.json == {"accepted": 3, "ignored": 2, "quarantined": 0}
+    entries = [("photos", "raw/a.cr3"), ("raw", "raw/a.cr3"), ("photos", "b.jpg"), ("papers", "c")]
+    assert all(ledger_of(several).entry(rule, key) for rule, key in entries)
+    assert sum(ledger_of(several).counts()["waiting"].values()) == 4
+
+
+NEW, OLD, GONE, DOWN, BROKEN, UNDONE = "new", "old", "gone", "down", "broken", "undone"
+ENDINGS = [
+    ((NEW, NEW), 200, "photos"),
+    ((OLD, NEW), 200, "raw"),
+    ((OLD, OLD), 409, "photos"),
+    ((NEW, UNDONE), 202, "raw"),
+    ((NEW, GONE), 404, "raw"),
+    ((DOWN, GONE), 502, "photos"),
+    ((OLD, DOWN), 502, "raw"),
+    ((DOWN, BROKEN), 500, "raw"),
+]
+
+
+def ending(kind: str, rule: str) -> Ending | None:
+    """How a copy can end."""
+    facts: dict[str, Any] = dict.fromkeys(Claim.__dataclass_fields__, 0)
+    claim = Claim(**facts | {"rule": rule, "key": "raw/a.cr3"})
+    down, broken = ("target_store_unavailable", "no answer"), ("unexpected", "ZeroDivisionError, see the log")
+    return {
+        NEW: Settled(claim=claim, outcome="replicated", size=3, source_etag="e", target_etag="e"),
+        OLD: Settled(claim=claim, outcome="unchanged", size=3, source_etag="e", target_etag="e"),
+        GONE: Settled(claim=claim, outcome="gone"),
+        DOWN: Retried(
+            claim=claim, after_s=7.0, backoff_s=7.0, counts=False, error_code=down[0], error=down[1]
+        ),
+        BROKEN: Buried(claim=claim, error_code=broken[0], error=broken[1]),
+    }.get(kind)
+
+
+@pytest.mark.parametrize(("kinds", "status", "rule"), ENDINGS)
+def test_of_several_copies_the_one_that_went_worst_is_the_answer_and_all_are_told(
+    several: FlaskClient, monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, str], status: int, rule: str
+) -> None:
+    by_rule = dict(zip(("photos", "raw"), kinds, strict=True))
+
+    def replicate_now(of: Rule, _key: str, *, wait_s: float) -> Ending | None:
+        return ending(by_rule[of.name], of.name)
+
+    worker = several.application.extensions["service"].worker
+    monkeypatch.setattr(worker, "replicate_now", replicate_now)
+    answer = several.post("/v1/replicate", json={"s3_key": "raw/a.cr3", "bucket": "photos"})
+    assert (answer.status_code, answer.json["rule"]) == (status, rule)
+    copies = {each["rule"]: each for each in answer.json["copies"]}
+    assert answer.json == copies[rule] | {"copies": answer.json["copies"]}
+    for name, kind in by_rule.items():
+        told = copies[name].get("status"), copies[name].get("error", {}).get("code")
+        assert (
+            told
+            == {
+                NEW: ("replicated", None),
+                OLD: ("exists", "exists"),
+                GONE: (None, "not_found"),
+                DOWN: (None, "target_store_unavailable"),
+                BROKEN: (None, "unexpected"),
+                UNDONE: ("queued", None),
+            }[kind]
+        ), name
+    assert ("7 s" in answer.json.get("error", {}).get("hint", "")) == (status == 502)
+
+
+def test_of_two_targets_that_do_not_answer_both_are_told(several: FlaskClient) -> None:
+    answer = several.post("/v1/replicate", json={"s3_key": "raw/a.cr3", "bucket": "photos"})
+    assert (answer.status_code, answer.json["error"]["code"]) == (502, "target_store_unavailable")
+    assert [each["rule"] for each in answer.json["copies"]] == ["photos", "raw"]
+    assert [list(each) for each in answer.json["copies"]] == [["rule", "s3_key", "entry", "error"]] * 2
+    assert "s3cr3t" not in answer.text
+
+
+def test_readiness_names_each_bucket_of_each_store(several: FlaskClient) -> None:
+    checks = several.get("/readyz").json["checks"]
+    stores = ["source papers", "source photos"]
+    stores += ["target archive/long-term", "target filebase/papers-copy", "target filebase/photos-copy"]
+    assert checks == {"ledger": "ok"} | dict.fromkeys(stores, "store_unavailable")
+
+
+# ── health ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_health_needs_no_token_and_tells_no_details(make_client: MakeClient) -> None:
