@@ -3,8 +3,8 @@
 It starts a server with MinIO's API, another maker's S3 server and this service, all on the loopback address;
 shows that what was there before is copied; lets the script in config/ set up MinIO's notifications; writes
 objects to the first server and watches them arrive at the second; kills the service while more are written,
-and starts it again; has rclone compare both sides byte by byte. On a terminal it then stays up until Ctrl-C. It
-leaves no process and no file behind.
+and starts it again; has rclone compare both sides byte by byte. On a terminal it then stays up until
+Ctrl-C. It leaves no process and no file behind.
 
 Exit status: 0 both sides are equal, 1 they are not or something failed, 128 + n ended early by signal n.
 """
