@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scripts.command_line import in_units
-from webhook.compare import Kind, Listings, Pair, Unordered, judge
+from webhook.compare import SOURCE, TARGET, Kind, Pair, judge
 from webhook.errors import NoSuchKey, ReplicatorError
 from webhook.ledger import Ledger
 from webhook.reconcile import Sides
@@ -90,18 +90,11 @@ class Comparing:
 
     def findings(self, rule: Rule, prefix: str) -> Iterator[Finding]:
         """What differs, in key order. Raises: ReplicatorError."""
-        after = ""
-        on_disk: frozenset[str] = frozenset()
-        while True:
-            listings = self._sides.listings(rule, prefix=prefix, after=after, on_disk=on_disk)
-            try:
-                for batch in _batches(listings):
-                    yield from self._judged(rule, batch)
-                    after = _key(batch[-1])
-            except Unordered as error:
-                on_disk |= {error.side}
-            else:
-                return
+        # sorted first: where a store has an order of its own, what is found may not be taken back
+        listings = self._sides.listings(rule, prefix=prefix, on_disk=frozenset((SOURCE, TARGET)))
+        pairs = listings.pairs()
+        while batch := list(itertools.islice(pairs, BATCH_KEYS)):
+            yield from self._judged(rule, batch)
 
     def _judged(self, rule: Rule, batch: Sequence[Pair]) -> Iterator[Finding]:
         for pair in batch:
@@ -172,12 +165,6 @@ class Comparing:
                 return all(one == other for one, other in pieces)
         except NoSuchKey:
             return False  # it went while this looked
-
-
-def _batches(listings: Listings) -> Iterator[Sequence[Pair]]:
-    pairs = listings.pairs()
-    while batch := list(itertools.islice(pairs, BATCH_KEYS)):
-        yield batch
 
 
 def _key(pair: Pair) -> str:

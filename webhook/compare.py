@@ -34,7 +34,9 @@ class Kind(enum.StrEnum):
 
 
 class Unordered(Exception):
-    """A side's keys do not come in order: begin again behind the last key, and sort that side on disk."""
+    """A side's keys do not come in order: begin anew, and sort that side on disk. What was concluded until
+    then does not count.
+    """
 
     def __init__(self, side: str) -> None:
         super().__init__(side)
@@ -91,19 +93,16 @@ class Listings:
         rule = self.rule
         with ThreadPoolExecutor(2, thread_name_prefix="listing") as reader:
 
-            def list_source(after: str, token: str) -> Page:
-                return self._told(
-                    SOURCE, self.source.page(rule.source_bucket, below, after=after, token=token)
-                )
+            def list_source(token: str) -> Page:
+                return self._told(SOURCE, self.source.page(rule.source_bucket, below, token=token))
 
-            def list_target(after: str, token: str) -> Page:
-                key, prefix = after and rule.target_key(after), rule.target_key(below)
-                return self._told(
-                    TARGET, self.target.page(rule.target_bucket, prefix, after=key, token=token)
-                )
+            def list_target(token: str) -> Page:
+                page = self.target.page(rule.target_bucket, rule.target_key(below), token=token)
+                return self._told(TARGET, page)
 
-            at_source = self._objects(SOURCE, list_source, reader, after=self.after)
-            at_target = self._objects(TARGET, list_target, reader, after=self.after)
+            at_source = self._objects(SOURCE, walk(list_source, reader), after=self.after)
+            behind = rule.target_key(self.after) if self.after else ""
+            at_target = self._objects(TARGET, walk(list_target, reader), after=behind)
             with closing(at_source), closing(at_target):  # files on disk go at once, however this ends
                 wanted = (each for each in at_source if rule.wants(each.key))
                 yield from merge(wanted, self._renamed(at_target))
@@ -117,22 +116,14 @@ class Listings:
         longer, shorter = sorted((self.rule.prefix, self.prefix), key=len, reverse=True)
         return longer if longer.startswith(shorter) else None
 
-    def _objects(
-        self, side: str, ask: Callable[[str, str], Page], reader: ThreadPoolExecutor, *, after: str
-    ) -> Generator[Listed, None, None]:
-        if side in self.on_disk:  # such a store has keys behind `after` before it, too
-            yield from sorted_on_disk(
-                walk(lambda token: ask("", token), reader), after=self._mapped(side, after)
-            )
+    def _objects(self, side: str, pages: Iterator[Page], *, after: str) -> Generator[Listed, None, None]:
+        if side in self.on_disk:
+            yield from sorted_on_disk(pages, after=after)
             return
         try:
-            pages = walk(lambda token: ask(after, token), reader)
-            yield from in_order(pages, after=self._mapped(side, after))
+            yield from in_order(pages, after=after)
         except OutOfOrder:
             raise Unordered(side) from None
-
-    def _mapped(self, side: str, after: str) -> str:
-        return self.rule.target_key(after) if after and side == TARGET else after
 
     def _renamed(self, objects: Iterator[Listed]) -> Iterator[Listed]:
         """The target's objects under the source's keys, those that the rule would write."""

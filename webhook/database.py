@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -280,6 +280,8 @@ def writing(engine: sa.Engine, *, durable: bool) -> Iterator[DBAPICursor]:
             yield cursor
             connection.commit()
         except BaseException as error:
+            with suppress(Exception):  # closing alone may leave SQLite's lock with a cursor that still lives
+                connection.rollback()
             connection.invalidate(error)
             raise
 

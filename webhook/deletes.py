@@ -96,7 +96,7 @@ class Deletes:
                 return None
             if row["tripped_at"] is not None:
                 return False
-            since = max(self._ledger.clock() - WINDOW_S, row["counted_from"])
+            since = max(self._ledger.clock() - self._window_s, row["counted_from"])
             going = self._count(connection, _ROW.rule == rule, _ROW.gone_at > since)
             keys = 0
             if going <= self._settings.breaker_max:
@@ -110,6 +110,11 @@ class Deletes:
             self.trip(rule, f"{going} keys would go within an hour, more than {share}")
             return False
         return True
+
+    @property
+    def _window_s(self) -> float:
+        """All that is in its grace period counts, and what has gone in the last hour."""
+        return WINDOW_S + self._settings.grace_s
 
     def _count(self, connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> int:
         """How many entries there are, counted until the share allows more of them than the number does."""
@@ -167,7 +172,7 @@ class Deletes:
 
     def forget(self) -> None:
         """Lets go of deletes that count for no breaker any more."""
-        past = (_ROW.gone_at < self._ledger.clock() - 2 * WINDOW_S, _ROW.state == SETTLED)
+        past = (_ROW.gone_at < self._ledger.clock() - 2 * self._window_s, _ROW.state == SETTLED)
         self._ledger.run(sa.update(ENTRIES).where(_ROW.gone_at.is_not(None), *past).values(gone_at=None))
 
     def breakers(self) -> dict[str, Breaker]:

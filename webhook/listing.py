@@ -98,14 +98,19 @@ def walk(ask: Callable[[str], Page], reader: Executor) -> Iterator[Page]:
 
 
 def in_order(pages: Iterable[Page], *, after: str) -> Iterator[Listed]:
-    """The objects of all pages, which begin behind a key. Raises: OutOfOrder."""
-    last = after
+    """The objects behind a key, of all pages; their order is watched from the first one on.
+
+    Stores are not asked to begin behind a key: one with an order of its own would leave out what it lists
+    before that key. Raises: OutOfOrder.
+    """
+    last = ""
     for page in pages:
         for each in page.objects:
             if each.key <= last:
                 raise OutOfOrder
             last = each.key
-            yield each
+            if last > after:
+                yield each
 
 
 def sorted_on_disk(pages: Iterable[Page], *, after: str) -> Iterator[Listed]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from webhook.database import ENTRIES, MINUTES
-from webhook.entries import LIVE, RUNNING
+from webhook.entries import FAILED, LIVE, RUNNING
 from webhook.lags import percentile_s
 from webhook.ledger import Ledger
 from webhook.sweeps import Sweep
@@ -71,14 +71,15 @@ class Progress:
 
     def _oldest_unsettled(self, rule: str) -> float | None:
         """Since when something is asked for that is not settled: pending deletes left out, but for those that
-        are just being carried out.
+        are just being carried out, or met an error.
         """
         oldest = sa.select(sa.func.min(_ROW.asked_at)).where(_ROW.rule == rule)
-        pending = (_ROW.gone_at.is_not(None), _ROW.state == RUNNING)
+        is_doubtful = sa.or_(_ROW.state.in_((RUNNING, FAILED)), _ROW.error_code.is_not(None))
+        doubtful = (_ROW.gone_at.is_not(None), _ROW.asked_at.is_not(None), is_doubtful)
         with self._ledger.reading() as connection:
             found = [
                 connection.execute(oldest.where(_ROW.asked_at.is_not(None), _ROW.gone_at.is_(None))).scalar(),
-                connection.execute(oldest.where(*pending)).scalar(),
+                connection.execute(oldest.where(*doubtful)).scalar(),
             ]
         return min((at for at in found if at is not None), default=None)
 

@@ -172,13 +172,9 @@ class Sweeper:
         sweep = self._sweeps.next_due()
         if sweep is None or not self._take_lease():
             return False
-        rule = self._sides.rules.named(sweep.rule)
-        if rule is None:
-            self._sweeps.end(sweep, sweeps.DROPPED)
-            return True
         try:
-            self._run(rule, self._sweeps.begin(sweep, worker=self._name))
-        except Stopped:
+            self._run(sweep)
+        except (Stopped, sweeps.NotOpen):
             pass
         except LedgerUnavailable:
             raise  # nothing can be noted either
@@ -201,9 +197,14 @@ class Sweeper:
         self._sweeps.put_off(sweep, by_s=by_s, error=text)
         log.warning("sweep put off", rule=sweep.rule, error=text)
 
-    def _run(self, rule: Rule, sweep: Sweep) -> None:
-        log.info("sweep begins", rule=rule.name, sweep=sweep.id, cause=sweep.cause, cursor=sweep.cursor)
+    def _run(self, sweep: Sweep) -> None:
+        rule = self._sides.rules.named(sweep.rule)
+        if rule is None:
+            self._sweeps.end(sweep, sweeps.DROPPED)
+            return
         since = self._sweeps.register({rule.name: shape(rule)})[rule.name]
+        sweep = self._sweeps.begin(sweep, worker=self._name)
+        log.info("sweep begins", rule=rule.name, sweep=sweep.id, cause=sweep.cause, cursor=sweep.cursor)
         walk = _Walk(self, rule, sweep, first_seen_at=since)
         while True:
             try:
@@ -284,7 +285,7 @@ class _Walk:
         return self._sweep
 
     def sort_on_disk(self, side: str) -> None:
-        """This side's keys do not come in order: from now on they are sorted before they are compared."""
+        """This side's keys do not come in order: all is begun anew, with this side's sorted before."""
         log.info("listing is sorted on disk", rule=self._rule.name, side=side)
         sides = ",".join(sorted({*filter(None, self._sweep.on_disk.split(",")), side}))
         self._sweep = self._sweeps.sort_on_disk(self._sweep, sides)
@@ -297,15 +298,14 @@ class _Walk:
     def _settle(self, cursor: str, counts: Counter[str], differing: Sequence[Pair]) -> None:
         """Puts what differs, then notes how far the sweep has come."""
         self._sweeper.keep_on()
-        known = self._ledger.known(self._rule.name, [_key(pair) for pair in differing]) if differing else {}
+        usable = [pair for pair in differing if not self._is_unusable(_key(pair))]
+        counts[Kind.KEPT] += len(differing) - len(usable)
+        known = self._ledger.known(self._rule.name, [_key(pair) for pair in usable]) if usable else {}
         requests = []
-        for pair in differing:
+        for pair in usable:
             entry = known.get(_key(pair))
             if (kind := judge(self._rule, pair, entry)) is None:
                 continue
-            if problem := key_problem(_key(pair)):
-                log.warning("key cannot be copied", rule=self._rule.name, key=_key(pair), reason=problem)
-                kind = Kind.KEPT
             counts[kind] += 1
             if request := self._request(kind, pair, entry):
                 requests.append(request)
@@ -313,7 +313,15 @@ class _Walk:
             self._sweeper.wait_for_room()
             self._ledger.put(requests, lane=BACKFILL)
         counts["put"] = len(requests)
+        cursor = self._sweep.cursor if key_problem(cursor) else cursor
         self._sweep = self._sweeps.advance(self._sweep, cursor, counts)
+
+    def _is_unusable(self, key: str) -> bool:
+        """Whether neither the ledger nor a worker could do anything with the key."""
+        problem = key_problem(key)
+        if problem:
+            log.warning("key cannot be copied", rule=self._rule.name, key=ascii(key), reason=problem)
+        return problem is not None
 
     def _request(self, kind: Kind, pair: Pair, entry: Mapping[str, Any] | None) -> Request | None:
         """What the workers are to look at; nothing where a person decides, or all is as it should be."""

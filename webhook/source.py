@@ -63,9 +63,9 @@ class Source:
             return None
         return size if count(info.size, size) == info.parts_count else None
 
-    def page(self, bucket: str, prefix: str, *, after: str = "", token: str = "") -> Page:
+    def page(self, bucket: str, prefix: str, *, token: str = "") -> Page:
         """A page of the bucket's listing; see `Store.page`. Raises: StoreError."""
-        return self._store.page(bucket, prefix, after=after, token=token)
+        return self._store.page(bucket, prefix, token=token)
 
     def buckets(self) -> list[str]:
         """The names of all buckets that the credentials may see. Raises: StoreError."""

@@ -90,16 +90,14 @@ class Store:
         found = root.iterfind("{*}TagSet/{*}Tag")
         return {tag.findtext("{*}Key", ""): tag.findtext("{*}Value", "") for tag in found}
 
-    def page(self, bucket: str, prefix: str, *, after: str = "", token: str = "") -> Page:
-        """A page of the keys with a prefix: those behind the key `after`, or what follows a page's token.
+    def page(self, bucket: str, prefix: str, *, token: str = "") -> Page:
+        """A page of the keys with a prefix: the first one, or what follows a page's token.
 
         A page that is cut short is an error, never a shorter page. Raises: StoreError.
         """
         query = [("encoding-type", "url"), ("list-type", "2"), ("max-keys", "1000"), ("prefix", prefix)]
         if token:
             query.append(("continuation-token", token))
-        elif after:
-            query.append(("start-after", after))
         with self.open("ListObjectsV2", "GET", bucket, query=query) as reading:
             answer = Answer(reading.headers, reading.text(PAGE_MAX_BYTES))
         place = self.place("ListObjectsV2", bucket, "")

@@ -10,7 +10,7 @@ One sweep runs at a time, however many processes there are: whoever runs it hold
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -61,10 +61,15 @@ class Sweep:
 
 
 _FIELDS = [field.name for field in fields(Sweep)]
+_COLUMNS = [_ROW[name] for name in _FIELDS]
+
+
+class NotOpen(Exception):
+    """The sweep is over: its rule says something else now, or is no more."""
 
 
 class Sweeps:
-    """Thread-safe. Every method raises LedgerUnavailable."""
+    """Thread-safe. Every method raises LedgerUnavailable, those that change a sweep NotOpen."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -100,17 +105,26 @@ class Sweeps:
         """Asks for a sweep, and gives it; where one is open for the same keys, that one."""
         now = self._ledger.clock()
         row: dict[str, Any] = {"rule": rule, "prefix": prefix, "cause": cause, "state": OPEN}
-        row |= {"cursor": "", "on_disk": "", "asked_at": now, "due_at": now, **dict.fromkeys(COUNTS, 0)}
+        row |= {
+            "cursor": "",
+            "on_disk": self._last_on_disk(rule),
+            "asked_at": now,
+            "due_at": now,
+            **dict.fromkeys(COUNTS, 0),
+        }
         insert = insert_or(self._ledger.dialect, SWEEPS).values(row)
         is_open = _ROW.state == sa.literal_column(f"'{OPEN}'")
-        self._ledger.run(
-            insert.on_conflict_do_update(
-                index_elements=[_ROW.rule, _ROW.prefix],
-                index_where=is_open,
-                set_={"due_at": insert.excluded.due_at},
-            )
+        asked = insert.on_conflict_do_update(
+            index_elements=[_ROW.rule, _ROW.prefix],
+            index_where=is_open,
+            set_={"due_at": insert.excluded.due_at},
         )
-        return self._some(_ROW.rule == rule, _ROW.prefix == prefix, _ROW.state == OPEN)[0]
+        return _only(self._ledger.run(asked.returning(*_COLUMNS)))
+
+    def _last_on_disk(self, rule: str) -> str:
+        """What the last sweep found out about the order of its listings."""
+        last = self.last_asked(rule)
+        return last.on_disk if last else ""
 
     def next_due(self) -> Sweep | None:
         """The open sweep that has been due longest; what was begun comes first."""
@@ -130,8 +144,10 @@ class Sweeps:
         return self._change(sweep, proves_at=sa.func.coalesce(_ROW.proves_at, at))
 
     def sort_on_disk(self, sweep: Sweep, sides: str) -> Sweep:
-        """Notes the sides whose listings are sorted on disk from now on."""
-        return self._change(sweep, on_disk=sides)
+        """Notes the sides whose listings are sorted on disk. What was concluded before counts no more, because
+        keys may have been passed by.
+        """
+        return self._change(sweep, on_disk=sides, cursor="", **dict.fromkeys(COUNTS, 0))
 
     def advance(self, sweep: Sweep, cursor: str, counts: Mapping[str, int]) -> Sweep:
         """All keys up to the cursor have been compared, and what was found is put; `counts` are added."""
@@ -189,9 +205,9 @@ class Sweeps:
         }
 
     def _change(self, sweep: Sweep, **values: Any) -> Sweep:
-        changed = sa.update(SWEEPS).where(_ROW.id == sweep.id).values(**values)
-        rows = self._ledger.run(changed.returning(*(_ROW[name] for name in _FIELDS)), durable=False)
-        return Sweep(**dict(zip(_FIELDS, rows[0], strict=True)))
+        """Raises: NotOpen."""
+        changed = sa.update(SWEEPS).where(_ROW.id == sweep.id, _ROW.state == OPEN).values(**values)
+        return _only(self._ledger.run(changed.returning(*_COLUMNS), durable=False))
 
     def _some(self, *conditions: sa.ColumnElement[bool], limit: int = 100) -> list[Sweep]:
         wanted = sa.select(SWEEPS).where(*conditions).order_by(_ROW.id.desc()).limit(limit)
@@ -221,6 +237,12 @@ class Sweeps:
         """Somebody else may sweep at once."""
         held = sa.delete(LEASES).where(LEASES.c.name == SWEEPER, LEASES.c.worker == worker)
         self._ledger.run(held, durable=False)
+
+
+def _only(rows: Sequence[Sequence[Any]]) -> Sweep:
+    if not rows:
+        raise NotOpen
+    return Sweep(**dict(zip(_FIELDS, rows[0], strict=True)))
 
 
 def _last_proofs() -> sa.Select[Any]:

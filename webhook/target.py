@@ -224,9 +224,9 @@ class Target:
         except NoSuchKey:
             pass
 
-    def page(self, bucket: str, prefix: str, *, after: str = "", token: str = "") -> Page:
+    def page(self, bucket: str, prefix: str, *, token: str = "") -> Page:
         """A page of the bucket's listing; see `Store.page`. Raises: StoreError."""
-        return self._store.page(bucket, prefix, after=after, token=token)
+        return self._store.page(bucket, prefix, token=token)
 
     def check(self, bucket: str) -> None:
         """Raises StoreError unless the bucket is there and may be asked."""
