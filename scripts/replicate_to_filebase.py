@@ -196,7 +196,8 @@ class State:
     open_sweeps: int
     compared: int
     waiting: int
-    copied: int
+    settled: int
+    """How many times an object was copied, deleted, or looked at and found equal."""
     copied_bytes: int
     failed: int
     held: int
@@ -261,13 +262,13 @@ class Run:
         # after the sweeps, so that what one has put last is seen, and before what became of it; in both
         # lanes: an event may have put it before
         waiting = sum(self._ledger.backlog(lane, limit=COUNTED_MAX, rules=self._names) for lane in LANES)
-        copied, size = self._settled()
+        settled, size = self._settled()
         held = self._service.deletes.breakers()
         return State(
             open_sweeps=sum(sweep.state == OPEN for sweep in sweeps),
             compared=sum(sweep.compared for sweep in sweeps),
             waiting=waiting,
-            copied=copied - self._before[0],
+            settled=settled - self._before[0],
             copied_bytes=size - self._before[1],
             failed=sum(len(self.failures(rule, limit=1000)) for rule in self._names),
             held=sum(held[name].held for name in self._names if name in held),
@@ -379,8 +380,8 @@ class View:
         passed_s = max(0.001, time.monotonic() - self._began)
         rate = (state.done - self._done_before) / passed_s
         total = f"/{self._total(state):,}" if self._run.is_counted else ""
-        parts = [f"{state.done:,}{total} objects", f"{state.copied:,} copied, {in_units(state.copied_bytes)}"]
-        parts.append(f"{state.copied / passed_s:,.0f}/s, {in_units(state.copied_bytes / passed_s)}/s")
+        parts = [f"{state.done:,}{total} objects", f"{in_units(state.copied_bytes)} copied"]
+        parts.append(f"{state.settled / passed_s:,.0f}/s, {in_units(state.copied_bytes / passed_s)}/s")
         if self._run.is_counted and rate > 0:
             parts.append(f"{_duration((self._total(state) - state.done) / rate)} left")
         if state.failed:
@@ -395,9 +396,9 @@ class View:
 def report(run: Run, state: State, screen: Screen, seconds: float) -> int:
     """What came of it."""
     size = state.copied_bytes
-    facts: dict[str, Any] = {"compared": state.compared, "copied": state.copied, "bytes": size}
+    facts: dict[str, Any] = {"compared": state.compared, "settled": state.settled, "bytes": size}
     facts |= {"failed": state.failed, "held": state.held, "kept": state.kept, "seconds": round(seconds, 1)}
-    text = f"{count(state.compared, 'object')} compared, {state.copied:,} copied ({in_units(size)})"
+    text = f"{count(state.compared, 'object')} compared, {state.settled:,} settled ({in_units(size)} copied)"
     screen.result(f"{text} in {_duration(seconds)}; {state.failed:,} failed.", facts)
     for name in [rule.name for rule in run.rules] if state.failed else ():
         for entry in run.failures(name, limit=FAILURES_SHOWN):

@@ -27,6 +27,8 @@ class Request:
     """When the source changed, as far as is known; 0.0: it is not known."""
     is_removal: bool = False
     """Whether an event tells that the source's object was removed."""
+    asked_at: float | None = None
+    """Since when the target may lag behind at this key; None: since `event_at`, or now."""
     missed_at: float | None = None
     """When a sweep found what no event had told of; None: it is no such request."""
 

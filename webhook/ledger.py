@@ -229,7 +229,8 @@ class Ledger:
             for kind, group in itertools.groupby(in_order, key=type):
                 rows = [statements.ending_row(ending, now) for ending in group]
                 held += self._sql.finish[kind].run(cursor, *rows).rowcount
-            if minutes := _minutes(endings, now):
+            # of claims that were lost meanwhile, somebody else's ending counts
+            if held == len(endings) and (minutes := _minutes(endings, now)):
                 self._sql.count_minutes.run(cursor, *minutes)
         if held:
             self.tell_listeners()

@@ -10,6 +10,7 @@ The recovery point of a rule is a time. All that was at the source then is at th
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,9 +33,9 @@ class Recovery:
     """Of one rule. Times in seconds since 1970; None where nothing is proved."""
 
     by_sweep: float | None
-    by_events: float
+    by_events: float | None
     lag_s: float
-    """How long the oldest thing asked for has been waiting; 0.0: nothing waits."""
+    """How long the oldest live work has been waiting; 0.0: none waits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,34 +55,37 @@ class Progress:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def recovery(self, rules: list[str], proofs: Mapping[str, Sweep]) -> dict[str, Recovery]:
+    def recovery(self, rules: Sequence[str], proofs: Mapping[str, Sweep]) -> dict[str, Recovery]:
         """rule → how far its target is complete; `proofs` are its last complete sweeps, read before."""
         now = self._ledger.clock()
         found = {}
         for rule in rules:
-            oldest = self._oldest_unsettled(rule)
+            oldest, oldest_live = self._oldest_unsettled(rule)
             proof = proofs.get(rule)
             seen = proof.proves_at if proof else None
             found[rule] = Recovery(
-                by_sweep=None if seen is None else min(seen, oldest or seen),
-                by_events=min(now, oldest or now),
-                lag_s=max(0.0, now - oldest) if oldest else 0.0,
+                by_sweep=None if seen is None else min(seen, oldest) or None,
+                by_events=min(now, oldest) or None,
+                lag_s=max(0.0, now - oldest_live),
             )
         return found
 
-    def _oldest_unsettled(self, rule: str) -> float | None:
-        """Since when something is asked for that is not settled: pending deletes left out, but for those that
-        are just being carried out, or met an error.
+    def _oldest_unsettled(self, rule: str) -> tuple[float, float]:
+        """Since when something is asked for that is not settled, in all and of live work: infinity where
+        nothing is, 0.0 where that cannot be told.
+
+        Pending deletes are left out, but for those that are just being carried out, or met an error.
         """
-        oldest = sa.select(sa.func.min(_ROW.asked_at)).where(_ROW.rule == rule)
         is_doubtful = sa.or_(_ROW.state.in_((RUNNING, FAILED)), _ROW.error_code.is_not(None))
         doubtful = (_ROW.gone_at.is_not(None), _ROW.asked_at.is_not(None), is_doubtful)
+        plain = (_ROW.asked_at.is_not(None), _ROW.gone_at.is_(None))
+        oldest = sa.select(sa.func.min(_ROW.asked_at)).where(_ROW.rule == rule)
         with self._ledger.reading() as connection:
-            found = [
-                connection.execute(oldest.where(_ROW.asked_at.is_not(None), _ROW.gone_at.is_(None))).scalar(),
-                connection.execute(oldest.where(*doubtful)).scalar(),
-            ]
-        return min((at for at in found if at is not None), default=None)
+            # in this order: a delete that finds its key back leaves the first for the second
+            looks = (oldest.where(*doubtful), oldest.where(*plain), oldest.where(*plain, _ROW.lane == LIVE))
+            found = [connection.execute(look).scalar() for look in looks]
+        first, *others = (math.inf if at is None else float(at) for at in found)
+        return min(first, others[0]), others[1]
 
     def last_hour(self) -> dict[str, LastHour]:
         """rule → what was settled in the last hour, where something was."""

@@ -205,7 +205,9 @@ class Sweeper:
         since = self._sweeps.register({rule.name: shape(rule)})[rule.name]
         sweep = self._sweeps.begin(sweep, worker=self._name)
         log.info("sweep begins", rule=rule.name, sweep=sweep.id, cause=sweep.cause, cursor=sweep.cursor)
-        walk = _Walk(self, rule, sweep, first_seen_at=since)
+        proof = self._sweeps.last_proofs({rule.name: shape(rule)}).get(rule.name)
+        proved_at = proof.proves_at if proof else None
+        walk = _Walk(self, rule, sweep, first_seen_at=since, proved_at=proved_at)
         while True:
             try:
                 sweep = walk.run()
@@ -246,12 +248,22 @@ class Sweeper:
 class _Walk:
     """One sweep under way."""
 
-    def __init__(self, sweeper: Sweeper, rule: Rule, sweep: Sweep, *, first_seen_at: float) -> None:
+    def __init__(
+        self,
+        sweeper: Sweeper,
+        rule: Rule,
+        sweep: Sweep,
+        *,
+        first_seen_at: float,
+        proved_at: float | None,
+    ) -> None:
+        """`first_seen_at`: since when the rule is as it is; `proved_at`: what the last sweep proved."""
         self._sweeper = sweeper
         self._sides, self._ledger, self._deletes, self._sweeps = sweeper.parts
         self._rule = rule
         self._sweep = sweep
         self._first_seen_at = first_seen_at
+        self._proved_at = proved_at
         self._source_is_empty = sweep.cursor == ""
 
     def run(self) -> Sweep:
@@ -336,8 +348,17 @@ class _Walk:
             rule=self._rule.name,
             key=source.key,
             event_at=source.modified_at,
+            asked_at=self._behind_since(source.modified_at),
             missed_at=self._ledger.clock() if is_missed else None,
         )
+
+    def _behind_since(self, modified_at: float) -> float:
+        """Since when the target may not have had what the source had at this key: an earlier version may have
+        been there, of which no event told either. 0.0: that cannot be told.
+        """
+        if self._proved_at is not None:
+            return min(modified_at, self._proved_at)
+        return modified_at if modified_at < (self._sweep.proves_at or 0.0) else 0.0
 
     def _removal(self, pair: Pair, entry: Mapping[str, Any] | None) -> Request | None:
         """For a key that only the target has, and that this service put there."""

@@ -67,7 +67,7 @@ def new_row(request: Request, *, lane: str, now: float) -> dict[str, Any]:
         "event_at": request.event_at or now,
         "lost": "[]",
         "history": "[]",
-        "asked_at": request.event_at or now,
+        "asked_at": (request.event_at or now) if request.asked_at is None else request.asked_at,
         "removal_told": int(request.is_removal),
         "missed_at": request.missed_at,
     }

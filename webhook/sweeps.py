@@ -144,7 +144,7 @@ class Sweeps:
         return self._change(sweep, proves_at=sa.func.coalesce(_ROW.proves_at, at))
 
     def sort_on_disk(self, sweep: Sweep, sides: str) -> Sweep:
-        """Notes the sides whose listings are sorted on disk. What was concluded before counts no more, because
+        """Notes the sides whose listings are sorted on disk. What was concluded before counts no more:
         keys may have been passed by.
         """
         return self._change(sweep, on_disk=sides, cursor="", **dict.fromkeys(COUNTS, 0))

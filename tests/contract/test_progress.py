@@ -166,7 +166,6 @@ def test_a_key_that_is_back_while_its_delete_was_pending_holds_it_back(
     assert recovery(progress).lag_s == 7
 
 
-@pytest.mark.xfail(strict=True, reason="it still counts as a pending delete")
 @pytest.mark.parametrize("end", [retried, buried])
 def test_a_key_that_came_back_and_cannot_be_copied_holds_it_back(
     progress: Progress, ledger: Ledger, clock: Clock, end: Any

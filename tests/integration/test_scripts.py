@@ -593,8 +593,12 @@ def test_sums_stand_side_by_side_by_rule(
     put(seaweed, copies, "b")
     done = both.run("list_buckets_and_objects", "--bucket", bucket, "--summary")
     assert (done.code, done.err) == (0, "")
-    columns = ["default", bucket, "2", "14 B", "filebase:", copies, "2", "14 B", "equal"]
-    assert done.out.splitlines()[1].split() == " ".join(columns).split()
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["source", "target", "rule", "or", "bucket"]
+    assert lines[1].split(maxsplit=7) == [
+        *("2", "14", "B", "2", "14", "B", "equal"),
+        f"rule default: {bucket} → filebase: {copies}",
+    ]
 
 
 def test_rules_with_prefixes_and_buckets_without_rules_are_shown_too(
@@ -628,6 +632,7 @@ def test_rules_with_prefixes_and_buckets_without_rules_are_shown_too(
         ("raw", "raw/2.cr3", "only_source"),
         ("raw", "raw/3.part", "not_wanted"),
     ]
+    assert (done.code, done.objects[2]["target_size"]) == (1, 7)
     assert both.run("list_buckets_and_objects", "--bucket", bucket, "--prefix", "x").out.count("\n") == 1
     other = new_bucket(gateway)
     put(gateway, other, "a")
@@ -638,15 +643,58 @@ def test_rules_with_prefixes_and_buckets_without_rules_are_shown_too(
     assert (rows["no-such-bucket"]["source_objects"], rows["no-such-bucket"]["state"]) == (None, "differs")
 
 
-def test_a_listing_out_of_order_is_said_so(
+def test_a_target_that_lists_folder_by_folder_is_shown_in_the_order_of_keys(
     both: Shell, gateway: Gateway, bucket: str, seaweed: SeaweedFS, copies: str
 ) -> None:
-    put(gateway, bucket, "a", "b")
-    put(seaweed, copies, "a/b", "a-b")  # it lists folder by folder
+    keys = ["a-b", "a.b", "a/b-c", "a/b/c", "a/x", "b"]
+    put(gateway, bucket, *keys)
+    put(seaweed, copies, *keys)
     done = both.run("list_buckets_and_objects", "--bucket", bucket, "--json")
+    assert [(each["key"], each["state"]) for each in done.objects] == [(key, "same") for key in keys]
+    assert (done.code, done.err) == (0, "")
+    done = both.run("list_buckets_and_objects", "--bucket", bucket, "--summary", "--json")
+    (row,) = done.objects
+    assert (done.code, row["source_objects"], row["target_objects"], row["state"]) == (0, 6, 6, "equal")
+
+
+def test_a_key_that_a_target_lists_pages_later_is_not_shown_as_missing(
+    both: Shell, gateway: Gateway, bucket: str, seaweed: SeaweedFS, copies: str
+) -> None:
+    at_target = Shell(both.folder, source_variables(seaweed, copies))
+    for shell in (both, at_target):  # more than a page, all of it before a-b
+        filled = shell.run("upload_to_minio", "--sample=1100", "--prefix=a/", "--threads=16", "--quiet")
+        assert filled.code == 0
+    put(gateway, bucket, "a-a", "a-b")
+    put(seaweed, copies, "a-b")
+    done = both.run("list_buckets_and_objects", "--bucket", bucket, "--json")
+    keys = [each["key"] for each in done.objects]
+    assert (len(keys), keys) == (1102, sorted(set(keys)))
+    assert [each["key"] for each in done.objects if each["state"] != "same"] == ["a-a"]
+    assert done.objects[0]["state"] == "only_source"
     assert done.code == 1
-    assert done.err.count("does not list") == 1
-    assert f"The target filebase does not list {copies} in the order of keys" in done.err
+
+
+@pytest.mark.parametrize(("deletes", "code", "state"), [("false", 0, "only_target"), ("true", 1, "differs")])
+def test_what_only_the_target_has_counts_where_deletes_are_propagated(
+    deletes: str,
+    code: int,
+    state: str,
+    both: Shell,
+    gateway: Gateway,
+    bucket: str,
+    seaweed: SeaweedFS,
+    copies: str,
+) -> None:
+    both.variables["REPLICATE_DELETES"] = deletes
+    put(gateway, bucket, "a")
+    put(seaweed, copies, "a", "b")
+    done = both.run("list_buckets_and_objects", "--bucket", bucket, "--json")
+    assert (done.code, [each["state"] for each in done.objects]) == (code, ["same", "only_target"])
+    done = both.run("list_buckets_and_objects", "--bucket", bucket, "--summary", "--json")
+    assert (done.code, [each["state"] for each in done.objects]) == (code, [state])
+    put(seaweed, copies, "a", body=b"changed")
+    done = both.run("list_buckets_and_objects", "--bucket", bucket, "--summary", "--json")
+    assert (done.code, [each["state"] for each in done.objects]) == (1, ["differs"])
 
 
 def test_a_reader_that_has_enough_ends_a_listing_quietly(both: Shell, gateway: Gateway, bucket: str) -> None:
@@ -674,16 +722,29 @@ def head(process: subprocess.Popen[bytes]) -> tuple[bytes, int, str]:
         return first, process.wait(RUN_BOUND_S), said
 
 
-def test_a_bucket_or_store_that_is_not_there_ends_a_listing(both: Shell, bucket: str) -> None:
+def test_a_bucket_or_store_that_is_not_there_ends_a_listing(
+    both: Shell, gateway: Gateway, bucket: str, copies: str
+) -> None:
+    put(gateway, bucket, "a")
     done = both.run("list_buckets_and_objects", "--bucket", "no-such-bucket")
     assert done.code == 1
     assert "NoSuchBucket" in done.err
     done = both.run("list_buckets_and_objects", "--bucket", "no-such-bucket", "--summary")
     assert (done.code, "no bucket" in done.out) == (1, True)
-    both.variables["FILEBASE_ENDPOINT"] = f"http://127.0.0.1:{free_port()}"
+    both.variables["FILEBASE_BUCKET"] = "no-such-copies"
+    done = both.run("list_buckets_and_objects", "--bucket", bucket, "--summary")
+    assert (done.code, done.out.splitlines()[1].split()[:6]) == (
+        1,
+        ["1", "7", "B", "no", "bucket", "differs"],
+    )
+    assert done.err == ""
+    both.variables |= {"FILEBASE_BUCKET": copies, "FILEBASE_ENDPOINT": f"http://127.0.0.1:{free_port()}"}
     done = both.run("list_buckets_and_objects", "--bucket", bucket, "--summary", "--json")
-    assert (done.code, done.objects[0]["target_objects"]) == (1, None)
-    assert "The target filebase at" in done.err
+    row = done.objects[0]
+    assert (done.code, row["source_objects"], row["target_objects"]) == (1, 1, None)
+    assert f"filebase: {copies}: target ListObjectsV2 '{copies}': no answer from" in done.err
+    done = both.run("list_buckets_and_objects", "--bucket", bucket)
+    assert (done.code, "no answer from" in done.err, done.err.count("\n")) == (1, True, 1)
 
 
 # ── delete_bucket ────────────────────────────────────────────────────────────────────────────────────

@@ -196,9 +196,9 @@ def pages(keys: list[str], size: int = 2) -> list[Page]:
 
 
 @given(keys=st.sets(KEYS), after=st.one_of(st.just(""), KEYS), size=st.integers(1, 5))
-def test_ascending_keys_pass_as_they_come(keys: set[str], after: str, size: int) -> None:
+def test_ascending_keys_behind_a_key_pass_as_they_come(keys: set[str], after: str, size: int) -> None:
     behind = sorted(key for key in keys if key > after)
-    assert [each.key for each in in_order(pages(behind, size), after=after)] == behind
+    assert [each.key for each in in_order(pages(sorted(keys), size), after=after)] == behind
 
 
 @pytest.mark.parametrize(
@@ -208,15 +208,17 @@ def test_ascending_keys_pass_as_they_come(keys: set[str], after: str, size: int)
         (["a", "b", "b"], ""),
         (["a", "b", "a", "c"], ""),
         (["a/x", "a-b"], ""),
-        (["a", "b"], "a"),
-        (["a", "b"], "aa"),
+        (["b", "a"], "m"),
+        (["a", "a"], "m"),
         (["b", "c", "aa"], "a"),
-        (["c", "a"], "b"),
+        (["n", "a"], "m"),
         (["", "a"], ""),
     ],
 )
 @pytest.mark.parametrize("size", [1, 2, 9])
-def test_keys_that_descend_or_come_twice_are_out_of_order(keys: list[str], after: str, size: int) -> None:
+def test_keys_that_descend_or_come_twice_are_out_of_order_wherever_it_begins(
+    keys: list[str], after: str, size: int
+) -> None:
     with pytest.raises(OutOfOrder):
         list(in_order(pages(keys, size), after=after))
 
@@ -251,7 +253,6 @@ def test_keys_that_python_and_utf_16_sort_differently_come_in_the_order_of_their
     assert sorted(keys) == sorted(keys, key=str.encode)
 
 
-@pytest.mark.xfail(strict=True, reason="sorted by bytes, compared as text")
 def test_keys_that_are_not_utf_8_come_in_the_order_in_which_they_are_compared(folder: Path) -> None:
     keys = [
         raw.decode(errors="surrogateescape") for raw in (b"\xc3\xa9", b"\x80", b"\xff", b"a", b"\xee\x80\x80")
