@@ -85,7 +85,7 @@ class Progress:
             looks = (oldest.where(*doubtful), oldest.where(*plain), oldest.where(*plain, _ROW.lane == LIVE))
             found = [connection.execute(look).scalar() for look in looks]
         first, *others = (math.inf if at is None else float(at) for at in found)
-        return min(first, others[0]), others[1]
+        return min(first, others[0]), min(first, others[1])
 
     def last_hour(self) -> dict[str, LastHour]:
         """rule → what was settled in the last hour, where something was."""
