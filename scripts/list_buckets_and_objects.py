@@ -10,8 +10,9 @@ no rule copies. With --bucket: each object of it, in the order of keys, with its
 What only the target has counts as a difference where the rule has deletes = true, and nowhere else: sums that
 differ by nothing more are "only target".
 
-It only looks, and holds a few pages of each listing in memory. What it shows of objects that are written
-meanwhile may be a moment old on one side.
+It only looks. Both listings of a rule are sorted in temporary files before any of it is shown, as not every
+store lists in the order of keys; memory stays small. What it shows of objects that are written meanwhile may
+be a moment old on one side.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ import contextlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from scripts.command_line import (
     in_units,
     start,
 )
-from webhook.compare import SOURCE, TARGET, Pair, Unordered, looks_equal
+from webhook.compare import SOURCE, TARGET, Pair, looks_equal
 from webhook.errors import ReplicatorError, StoreDenied, StoreError
 from webhook.listing import Page, walk
 from webhook.reconcile import Sides
@@ -54,9 +54,11 @@ from webhook.target import Target
 from webhook.worker import open_stores
 
 MD5 = re.compile("[0-9a-f]{32}")
-COLUMNS = (SpinnerColumn(), "{task.completed:,.0f} keys", TimeElapsedColumn())
+COLUMNS = (SpinnerColumn(), "{task.completed:,.0f} objects listed", TimeElapsedColumn())
 SAME, SAME_SIZE, DIFFERS, EQUAL = "same", "same size", "differs", "equal"
 ONLY_SOURCE, ONLY_TARGET, NOT_WANTED, NO_RULE = "only source", "only target", "not wanted", "no rule"
+Seen = Callable[[Page], None]
+"""Hears of each page that arrives."""
 OBJECT, SUM = "{:>10}  {:>10}  {:<11}  {}", "{:>21}  {:>21}  {:<11}  {}"
 EXAMPLES = """
   python scripts/list_buckets_and_objects.py
@@ -112,14 +114,18 @@ def parts(rules: Rules, bucket: str, prefix: str) -> Iterator[Part]:
 # ── listings ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def pairs_of(sides: Sides, part: Part, left: Sequence[str]) -> Iterator[Pair]:
-    """What the rule wants of these sides; of both in the order of keys. Raises: StoreError."""
+def pairs_of(sides: Sides, part: Part, left: Collection[str], seen: Seen) -> Iterator[Pair]:
+    """What the rule wants of these sides; of both in the order of keys. Raises: StoreError, OSError."""
     if part.rule and len(left) > 1:
-        return both_sides(sides, part.rule, part.prefix)
-    return chain.from_iterable(one_side(sides, part, side) for side in left)
+        # sorted first: what is shown cannot be taken back where a store has an order of its own
+        listings = sides.listings(
+            part.rule, prefix=part.prefix, on_disk=frozenset(left), told=lambda _side, page: seen(page)
+        )
+        return listings.pairs()
+    return chain.from_iterable(one_side(sides, part, side, seen) for side in left)
 
 
-def one_side(sides: Sides, part: Part, side: str) -> Iterator[Pair]:
+def one_side(sides: Sides, part: Part, side: str, seen: Seen) -> Iterator[Pair]:
     """What the rule wants of one side, as the store lists it. Raises: StoreError."""
     rule = part.rule
     store: Source | Target = sides.source
@@ -129,6 +135,7 @@ def one_side(sides: Sides, part: Part, side: str) -> Iterator[Pair]:
     reader = ThreadPoolExecutor(1, thread_name_prefix="listing")
     try:
         for page in walk(lambda token: store.page(bucket, prefix, token=token), reader):
+            seen(page)
             for each in page.objects:
                 if side == TARGET and rule and rule.source_key(each.key) is not None:
                     yield None, each
@@ -136,64 +143,6 @@ def one_side(sides: Sides, part: Part, side: str) -> Iterator[Pair]:
                     yield each, None
     finally:  # after Ctrl-C nobody waits for what is being read
         reader.shutdown(wait=False, cancel_futures=True)
-
-
-def both_sides(sides: Sides, rule: Rule, prefix: str) -> Iterator[Pair]:
-    """What the rule wants of both, in the order of keys, each key once. Raises: StoreError."""
-    last = ""
-    on_disk: frozenset[str] = frozenset()
-    while True:
-        order = Order(sides, rule, on_disk)
-        both = sides.listings(rule, prefix=prefix, after=last, on_disk=on_disk, told=order.note)
-        try:
-            for pair in both.pairs():
-                order.check(pair)
-                yield pair
-                last = key_of(pair)
-        except Unordered as error:
-            on_disk |= {error.side}
-        else:
-            return
-
-
-class Order:
-    """Finds out that a side does not list in the order of keys before a key is shown as missing there.
-
-    Such a store lists folder by folder: all of "a/", many pages perhaps, and then "a-b".
-    """
-
-    def __init__(self, sides: Sides, rule: Rule, on_disk: frozenset[str]) -> None:
-        self._sides = sides
-        self._rule = rule
-        self._on_disk = on_disk
-        self._arrived = {SOURCE: "", TARGET: ""}
-        """The last key that each side has sent; "" once there is no more to come."""
-
-    def note(self, side: str, page: Page) -> None:
-        """Hears of each page, before its objects are compared. Raises: Unordered."""
-        if side not in self._on_disk:
-            keys = [self._arrived[side], *(each.key for each in page.objects)]
-            if any(following <= key for key, following in pairwise(keys)):
-                raise Unordered(side)
-            self._arrived[side] = keys[-1] if page.token else ""
-
-    def check(self, pair: Pair) -> None:
-        """Asks for a key of one side that the other may have further on. Raises: Unordered, StoreError."""
-        rule, key = self._rule, key_of(pair)
-        if pair[0] is None and may_follow(key, self._arrived[SOURCE]):
-            side, page = SOURCE, self._sides.source.page(rule.source_bucket, key)
-        elif pair[1] is None and may_follow(key := rule.target_key(key), self._arrived[TARGET]):
-            side, page = TARGET, self._sides.targets[rule.target].page(rule.target_bucket, key)
-        else:
-            return
-        if any(each.key == key for each in page.objects):
-            raise Unordered(side)
-
-
-def may_follow(key: str, greater: str) -> bool:
-    """Whether a store that lists folder by folder may send the key after one that is greater."""
-    folders = (match.start() for match in re.finditer("/", greater))
-    return any(key.startswith(greater[:at]) and key[at : at + 1] < "/" for at in folders)
 
 
 def key_of(pair: Pair) -> str:
@@ -223,8 +172,8 @@ def is_fault(rule: Rule | None, state: str) -> bool:
 # ── objects ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def list_objects(sides: Sides, options: argparse.Namespace, screen: Screen) -> Code:
-    """Every object of one bucket, also what rules leave out. Raises: StoreError, Interrupted."""
+def list_objects(sides: Sides, options: argparse.Namespace, screen: Screen, seen: Seen) -> Code:
+    """Every object of one bucket, also what rules leave out. Raises: StoreError, OSError, Interrupted."""
     tally: Counter[str] = Counter()
     has_faults = False
     try:
@@ -234,7 +183,7 @@ def list_objects(sides: Sides, options: argparse.Namespace, screen: Screen) -> C
                 screen.line(str(part))
             screen.line(OBJECT.format("source", "target", "", "key"))
             all_there = rule and replace(rule, suffix="", include=(), exclude=())
-            for pair in pairs_of(sides, replace(part, rule=all_there), part.asked):
+            for pair in pairs_of(sides, replace(part, rule=all_there), part.asked, seen):
                 state = state_of(rule, pair)
                 tally[state] += 1
                 has_faults |= is_fault(rule, state)
@@ -275,20 +224,18 @@ class Sum:
         return {f"{side}_objects": objects, f"{side}_bytes": size_bytes}
 
 
-def summarize(sides: Sides, options: argparse.Namespace, screen: Screen) -> Code:
-    """Objects and bytes of one bucket or all. Raises: StoreError, Interrupted."""
+def summarize(sides: Sides, options: argparse.Namespace, screen: Screen, seen: Seen) -> Code:
+    """Objects and bytes of one bucket or all. Raises: StoreError, OSError, Interrupted."""
     has_faults = False
     screen.line(SUM.format("source", "target", "", "rule or bucket"))
     try:
-        with screen.progress(*COLUMNS) as bar:
-            seen = partial(bar.advance, bar.add_task("", total=None))
-            for bucket in [options.bucket] if options.bucket else buckets(sides, screen):
-                for part in parts(sides.rules, bucket, options.prefix):
-                    here, there, state = add_up(sides, part, screen, seen)
-                    has_faults |= state == DIFFERS or bool(here.fault)
-                    facts = part.facts(state) | here.facts(SOURCE) | there.facts(TARGET)
-                    beyond = str(there) if part.rule else "-"
-                    screen.result(SUM.format(str(here), beyond, state, str(part)), facts)
+        for bucket in [options.bucket] if options.bucket else buckets(sides, screen):
+            for part in parts(sides.rules, bucket, options.prefix):
+                here, there, state = add_up(sides, part, screen, seen)
+                has_faults |= state == DIFFERS or bool(here.fault)
+                facts = part.facts(state) | here.facts(SOURCE) | there.facts(TARGET)
+                beyond = str(there) if part.rule else "-"
+                screen.result(SUM.format(str(here), beyond, state, str(part)), facts)
     except KeyboardInterrupt:
         raise Interrupted("Not all was counted. Nothing was changed; run it again to see all.") from None
     return Code.FAILED if has_faults else Code.DONE
@@ -306,20 +253,20 @@ def buckets(sides: Sides, screen: Screen) -> list[str]:
     return list(named)
 
 
-def add_up(sides: Sides, part: Part, screen: Screen, seen: Callable[[], None]) -> tuple[Sum, Sum, str]:
-    """Source, target and state; what is wrong with one side stands in its place. `seen` hears of each key."""
+def add_up(sides: Sides, part: Part, screen: Screen, seen: Seen) -> tuple[Sum, Sum, str]:
+    """Source, target and state; what a store fails at stands in its place. Raises: OSError."""
     rule = part.rule
     faults: dict[str, str] = {}
     while True:
         sums = {side: Sum(fault=faults.get(side, "")) for side in (SOURCE, TARGET)}
         states: set[str] = set()
         try:
-            for pair in pairs_of(sides, part, [side for side in part.asked if side not in faults]):
+            left = [side for side in part.asked if side not in faults]
+            for pair in pairs_of(sides, part, left, seen):
                 for total, each in zip(sums.values(), pair, strict=True):
                     total.objects += each is not None
                     total.size_bytes += each.size if each else 0
                 states.add(state_of(rule, pair))
-                seen()
         except StoreError as error:
             is_absent = error.status == 404  # nothing else can be missing for a listing
             faults[error.place.side] = "no bucket" if is_absent else "unknown"
@@ -355,10 +302,11 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit status, as --help lists them. Raises: SettingsError, Failure, Interrupted."""
     options = read_options(arguments)
     configured, screen = all_settings(), Screen(as_json=options.json)
-    show_all = summarize if options.summary or options.bucket is None else list_objects
+    show = summarize if options.summary or options.bucket is None else list_objects
     try:
-        with contextlib.closing(open_stores(configured)) as sides:
-            return show_all(sides, options, screen)
+        with contextlib.closing(open_stores(configured)) as sides, screen.progress(*COLUMNS) as bar:
+            task = bar.add_task("", total=None)
+            return show(sides, options, screen, lambda page: bar.advance(task, len(page.objects)))
     except ReplicatorError as error:
         raise Failure(in_words(error)) from None
 
