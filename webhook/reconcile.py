@@ -7,6 +7,7 @@ ends it for now, and nothing follows from what was not seen.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
@@ -194,7 +195,8 @@ class Sweeper:
             log.error("unexpected error", rule=sweep.rule, exc_info=error)
         by_s = min(PUT_OFF_MAX_S, PUT_OFF_S * 2 ** min(self._failures[sweep.id], 10))
         self._failures[sweep.id] += 1
-        self._sweeps.put_off(sweep, by_s=by_s, error=text)
+        with contextlib.suppress(sweeps.NotOpen):
+            self._sweeps.put_off(sweep, by_s=by_s, error=text)
         log.warning("sweep put off", rule=sweep.rule, error=text)
 
     def _run(self, sweep: Sweep) -> None:

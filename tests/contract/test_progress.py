@@ -265,7 +265,6 @@ def test_what_is_older_than_an_hour_is_left_out(
     assert (RULE in progress.last_hour()) == (ago_minutes < HOUR_MINUTES)
 
 
-@pytest.mark.xfail(strict=True, reason="it is counted before it is known to have been lost")
 def test_what_a_claim_that_was_lost_did_is_counted_once(
     progress: Progress, ledger: Ledger, clock: Clock
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, quote_plus
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -186,7 +188,7 @@ def test_a_time_that_is_none_counts_as_unknown(modified: str) -> None:
 
 
 def objects(keys: list[str]) -> list[Listed]:
-    return [Listed(key, len(key), f"etag of {key}", MODIFIED) for key in keys]
+    return [Listed(key, len(key), f"etag of {key!a}", MODIFIED) for key in keys]
 
 
 def pages(keys: list[str], size: int = 2) -> list[Page]:
@@ -297,6 +299,20 @@ def test_without_a_folder_for_the_file_it_says_so(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(OSError):
         list(sorted_on_disk(pages(["a"]), after=""))
+
+
+def test_where_the_disk_is_full_it_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+
+    def connect_to_a_small_disk(*args: Any, **more: Any) -> sqlite3.Connection:
+        file = connect(*args, **more)
+        file.execute("PRAGMA max_page_count=16")
+        return file
+
+    monkeypatch.setattr(sqlite3, "connect", connect_to_a_small_disk)
+    with pytest.raises(OSError, match=r"listing.*full"):
+        list(sorted_on_disk(pages([f"{number:099d}" for number in range(2000)]), after=""))
+    assert list(folder.iterdir()) == []
 
 
 def test_nothing_sorted_is_nothing(folder: Path) -> None:
