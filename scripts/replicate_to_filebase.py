@@ -43,7 +43,7 @@ from scripts.command_line import (
 from scripts.compare_sides import TO_COPY, Comparing, Sum
 from webhook import logs
 from webhook.database import ENTRIES
-from webhook.entries import HELD, LANES, WAITING
+from webhook.entries import HELD, LANES
 from webhook.errors import LedgerUnavailable, LedgerVersionError, ReplicatorError, SettingsError
 from webhook.fleet import Fleet
 from webhook.ledger import Ledger
@@ -284,10 +284,10 @@ class Run:
     def trouble(self) -> str:
         """Why one of the objects that are tried again was not copied; "" where all went well."""
         row = ENTRIES.c
-        is_tried_again = (row.state == WAITING, row.error.is_not(None), row.rule.in_(self._names))
-        waiting = (row.lane.in_(LANES), row.due_at.is_not(None))
+        is_open = (row.lane.in_(LANES), row.due_at.is_not(None), row.rule.in_(self._names))
         with self._ledger.reading() as connection:
-            return connection.scalar(sa.select(row.error).where(*waiting, *is_tried_again).limit(1)) or ""
+            failed_once = sa.select(row.error).where(*is_open, row.error.is_not(None))
+            return connection.scalar(failed_once.limit(1)) or ""
 
     def _settled(self) -> tuple[int, int]:
         since = self._since_minute

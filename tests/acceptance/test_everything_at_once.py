@@ -394,7 +394,7 @@ def test_what_events_had_asked_for_before_is_copied_too(
     assert service.post("/minio/events", json={"Records": records}, headers=headers).json()["accepted"] == 200
     service.stop()
     assert {(row["state"], row["lane"]) for row in here.entries().values()} == {("waiting", "live")}
-    done = here.run()
+    done = here.run(WORKER_THREADS="1")  # slower than the sweep
     assert (done.code, "tried again" in done.err) == (0, False)
     assert done.out.startswith("200 objects compared, ")
     assert here.settled() == 200
@@ -664,7 +664,7 @@ def test_a_listing_and_objects_that_fail_for_a_while_are_tried_again_and_the_rea
 ) -> None:
     here = place()
     here.put("a", "b")
-    healthy_at = time.monotonic() + 14
+    healthy_at = time.monotonic() + 13
 
     def ill(exchange: Exchange) -> None:
         if time.monotonic() < healthy_at and "/b" in exchange.path:
