@@ -266,7 +266,8 @@ class _Walk:
         self._sweep = sweep
         self._first_seen_at = first_seen_at
         self._proved_at = proved_at
-        self._source_is_empty = sweep.cursor == ""
+        self._source_is_empty = True
+        """Whether the source has listed nothing yet; it is listed from its begin."""
 
     def run(self) -> Sweep:
         """To the end of both listings. Raises: Unordered, StoreError, OSError, Stopped, LedgerUnavailable."""

@@ -76,7 +76,7 @@ class Rule(Terms):
         if not target_key.startswith(self.target_prefix):
             return None
         key = self.prefix + target_key[len(self.target_prefix) :]
-        return key if self.wants(key) else None
+        return key if key and self.wants(key) else None
 
     @cached_property
     def _included(self) -> re.Pattern[str] | None:
