@@ -250,7 +250,6 @@ def test_only_the_keys_that_both_prefixes_share_are_asked_for() -> None:
     assert source.asked[-1] == ("here", "in/", "")
 
 
-@pytest.mark.xfail(strict=True, reason="the rule would write it for a key that is empty")
 def test_a_folder_marker_at_the_target_prefix_is_no_object_of_the_rule_s() -> None:
     rule = replace(RULE, target_prefix="copy/")
     assert rule.source_key("copy/") is None
