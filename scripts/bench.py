@@ -228,8 +228,8 @@ def sweep_section(options: argparse.Namespace, folder: Path) -> Section:
         walked = measure_sweeps(source, target, folder, keys=options.equal_keys)
     section = Section(
         f"A sweep over {options.equal_keys:,} equal keys: gateway → seaweedfs",
-        "By sizes and ETags, from the listings alone. rclone check --size-only on the same buckets. Memory: of "
-        "ours the whole service's.",
+        "By sizes and ETags, from the listings alone. rclone check --size-only on the same buckets. "
+        "Memory: of ours the whole service's.",
         ("what", "unit", "ours", "rclone check", "ours ÷ rclone"),
     )
     ours, rclone = walked["ours"], walked["rclone"]
