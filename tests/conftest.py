@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from scripts.local_servers import Gateway, PostgreSQL, S3Server, SeaweedFS
 from webhook.ledger import Ledger
 
 _numbers = itertools.count(1)
+# Run in the background of a shell, this process ignores SIGINT, and so would the programs whose end by Ctrl-C
+# is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
