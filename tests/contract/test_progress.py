@@ -107,6 +107,35 @@ def test_what_a_sweep_asks_for_is_as_old_as_the_object(
     assert recovery(progress, proof).by_sweep == clock.now - DAY_S
 
 
+def test_what_waits_in_the_backfill_holds_it_back_but_is_no_lag(
+    progress: Progress, ledger: Ledger, clock: Clock, proof: Sweep
+) -> None:
+    ledger.put([ask("old", event_at=clock.now - DAY_S)], lane=BACKFILL)
+    ledger.put([ask("live", event_at=clock.now - 2)])
+    oldest = clock.now - DAY_S
+    assert recovery(progress, proof) == Recovery(by_sweep=oldest, by_events=oldest, lag_s=2.0)
+
+
+def test_where_it_cannot_be_told_since_when_the_target_is_behind_nothing_is_proved(
+    progress: Progress, ledger: Ledger, clock: Clock, proof: Sweep
+) -> None:
+    ledger.put([replace(ask(event_at=clock.now - 9), asked_at=0.0)], lane=BACKFILL)
+    assert recovery(progress, proof) == Recovery(by_sweep=None, by_events=None, lag_s=0.0)
+    ledger.finish([settled(claim_of(ledger))])
+    assert recovery(progress, proof).by_sweep == proof.proves_at
+
+
+@pytest.mark.xfail(strict=True, reason="it is taken for a time in 1970")
+@pytest.mark.parametrize("state", ["waiting", "failed"])
+def test_live_work_of_which_that_cannot_be_told_lags_since_its_event(
+    progress: Progress, ledger: Ledger, clock: Clock, state: str
+) -> None:
+    bring_to(ledger, state, ask(event_at=clock.now - 9))
+    ledger.put([replace(ask(event_at=clock.now - 9), asked_at=0.0)], lane=BACKFILL)
+    found = recovery(progress)
+    assert (found.by_events, found.lag_s) == (None, 9.0)
+
+
 def test_a_retry_holds_it_back_for_as_long_as_the_first_request_waits(
     progress: Progress, ledger: Ledger, clock: Clock
 ) -> None:
