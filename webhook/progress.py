@@ -71,8 +71,8 @@ class Progress:
         return found
 
     def _oldest_unsettled(self, rule: str) -> tuple[float, float]:
-        """Since when something is asked for that is not settled, in all and of live work: infinity where
-        nothing is, 0.0 where that cannot be told.
+        """Since when the target may be behind, and since when live work waits: infinity where nothing does,
+        0.0 where the first cannot be told.
 
         Pending deletes are left out, but for those that are just being carried out, or met an error.
         """
@@ -80,9 +80,11 @@ class Progress:
         doubtful = (_ROW.gone_at.is_not(None), _ROW.asked_at.is_not(None), is_doubtful)
         plain = (_ROW.asked_at.is_not(None), _ROW.gone_at.is_(None))
         oldest = sa.select(sa.func.min(_ROW.asked_at)).where(_ROW.rule == rule)
+        since = sa.case((_ROW.asked_at == 0.0, _ROW.event_at), else_=_ROW.asked_at)
+        oldest_live = sa.select(sa.func.min(since)).where(_ROW.rule == rule, _ROW.lane == LIVE)
         with self._ledger.reading() as connection:
             # in this order: a delete that finds its key back leaves the first for the second
-            looks = (oldest.where(*doubtful), oldest.where(*plain), oldest.where(*plain, _ROW.lane == LIVE))
+            looks = (oldest.where(*doubtful), oldest.where(*plain), oldest_live.where(*plain))
             found = [connection.execute(look).scalar() for look in looks]
         first, *others = (math.inf if at is None else float(at) for at in found)
         return min(first, others[0]), min(first, others[1])

@@ -359,9 +359,7 @@ class _Walk:
         """Since when the target may not have had what the source had at this key: an earlier version may have
         been there, of which no event told either. 0.0: that cannot be told.
         """
-        if self._proved_at is not None:
-            return min(modified_at, self._proved_at)
-        return modified_at if modified_at < (self._sweep.proves_at or 0.0) else 0.0
+        return 0.0 if self._proved_at is None else min(modified_at, self._proved_at)
 
     def _removal(self, pair: Pair, entry: Mapping[str, Any] | None) -> Request | None:
         """For a key that only the target has, and that this service put there."""

@@ -59,7 +59,7 @@ class Rule(Terms):
 
     def wants(self, key: str) -> bool:
         """Whether the object of this source key is to be copied."""
-        if not key.startswith(self.prefix) or not key.endswith(self.suffix):
+        if not key or not key.startswith(self.prefix) or not key.endswith(self.suffix):
             return False
         if len(key) < len(self.prefix) + len(self.suffix) or not self.target_key(key):
             return False
@@ -76,7 +76,7 @@ class Rule(Terms):
         if not target_key.startswith(self.target_prefix):
             return None
         key = self.prefix + target_key[len(self.target_prefix) :]
-        return key if key and self.wants(key) else None
+        return key if self.wants(key) else None
 
     @cached_property
     def _included(self) -> re.Pattern[str] | None:

@@ -125,7 +125,6 @@ def test_where_it_cannot_be_told_since_when_the_target_is_behind_nothing_is_prov
     assert recovery(progress, proof).by_sweep == proof.proves_at
 
 
-@pytest.mark.xfail(strict=True, reason="it is taken for a time in 1970")
 @pytest.mark.parametrize("state", ["waiting", "failed"])
 def test_live_work_of_which_that_cannot_be_told_lags_since_its_event(
     progress: Progress, ledger: Ledger, clock: Clock, state: str

@@ -11,11 +11,14 @@ import pytest
 from tests.integration.conftest import SETTINGS, Permit, Scene
 from tests.integration.test_copier import RANDOM
 from tests.proxy import flip_answer
+from webhook.attempt import Means
+from webhook.deletes import Deletes
 from webhook.entries import Buried, Request
 from webhook.errors import IntegrityError, LeaseLost
 from webhook.layout import MIB
 from webhook.ledger import Ledger
-from webhook.settings import WorkerSettings
+from webhook.rules import Rules, Template
+from webhook.settings import DeleteSettings, WorkerSettings
 from webhook.worker import Worker
 
 
@@ -106,6 +109,7 @@ def test_the_upload_of_an_object_that_failed_is_ended_when_its_time_is_over(
     scene: Scene, tmp_path: Path
 ) -> None:
     ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db")
+    bucket, target = scene.rule.source_bucket, scene.rule.target_bucket
     scene.put(RANDOM[: 12 * MIB], part_size=5 * MIB)
     note = interrupted(scene, after_parts=1)
     ledger.put([Request(rule=scene.rule.name, key="key")])
@@ -116,6 +120,13 @@ def test_the_upload_of_an_object_that_failed_is_ended_when_its_time_is_over(
         options = WorkerSettings(
             threads=1, embedded=True, lease_s=60, attempts_max=1, drain_s=0, upload_keep_s=keep_s
         )
-        Worker([scene.rule], ledger, scene.copier(), options).end_old_uploads()
+        rules = Rules(templates=(Template(name="default", sources=(bucket,), target_bucket=target),))
+        means = Means(
+            rules=rules,
+            copiers={scene.rule.target: scene.copier()},
+            deletes=Deletes(ledger, DeleteSettings(grace_s=0, breaker_max=0, breaker_share=0.0)),
+            attempts_max=1,
+        )
+        Worker(means, ledger, options).end_old_uploads()
         assert scene.uploads() == left
     ledger.close()
