@@ -13,6 +13,12 @@ NAME = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 def upgrade() -> None:
     """Add columns to entries, and the tables that are not about single objects."""
+    _columns()
+    _rules_and_sweeps()
+    _processes_and_minutes()
+
+
+def _columns() -> None:
     for column in (
         sa.Column("asked_at", sa.Double),
         sa.Column("removal_told", sa.Integer, nullable=False, server_default="0"),
@@ -28,6 +34,9 @@ def upgrade() -> None:
     ):
         where = sa.text(condition)
         op.create_index(name, "entries", ["rule", column], sqlite_where=where, postgresql_where=where)
+
+
+def _rules_and_sweeps() -> None:
     op.create_table(
         "rules",
         sa.Column("name", NAME, primary_key=True),
@@ -69,6 +78,9 @@ def upgrade() -> None:
         postgresql_where=is_open,
     )
     op.create_index("sweeps_of_rule", "sweeps", ["rule", "id"])
+
+
+def _processes_and_minutes() -> None:
     op.create_table(
         "leases",
         sa.Column("name", sa.Text, primary_key=True),
