@@ -108,7 +108,7 @@ def run_ours(job: Job) -> Run:
         target_bucket=job.target_bucket,
     )
     path = job.folder / "data" / "replicator.db"
-    worker.environ["DATABASE_URL"] = f"sqlite:///{path}"
+    worker.environ |= {"DATABASE_URL": f"sqlite:///{path}", "RECONCILE_INTERVAL_S": "0"}
     _fill(worker.environ["DATABASE_URL"], job.keys)
     with worker, reading(path) as ledger:
         wait_until_settled(ledger, alive=lambda: worker.alive)
