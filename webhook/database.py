@@ -152,6 +152,17 @@ WORKERS = sa.Table(
     sa.Column("threads", sa.Integer),
     sa.Column("started_at", sa.Double),
     sa.Column("seen_at", sa.Double),
+    # JSON: target → its limit of requests at once; see webhook.pace
+    sa.Column("limits", sa.Text),
+)
+
+SLOTS = sa.Table(
+    "slots",
+    METADATA,
+    # a target, and what is limited: "filebase requests"
+    sa.Column("name", sa.Text, primary_key=True),
+    # up to when all moments of it are given away, by the ledger's clock
+    sa.Column("given_until", sa.Double),
 )
 
 MINUTES = sa.Table(

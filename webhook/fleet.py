@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -26,6 +28,18 @@ class Member:
     threads: int
     started_at: float
     seen_at: float
+    limits: Mapping[str, int | None]
+    """target → how many requests it sends at once at most now; None: no limit was met."""
+
+    @property
+    def host(self) -> str:
+        """The machine's name."""
+        return self.name.rsplit(":", 3)[0]
+
+    @property
+    def pid(self) -> int:
+        """Its number on that machine."""
+        return int(self.name.rsplit(":", 3)[1])
 
 
 class Fleet:
@@ -39,13 +53,14 @@ class Fleet:
         with self._ledger.reading() as connection:
             return connection.execute(sa.select(sa.func.max(_ROW.seen_at))).scalar()
 
-    def sign(self, name: str, *, threads: int) -> None:
+    def sign(self, name: str, *, threads: int, limits: Mapping[str, int | None] | None = None) -> None:
         """A sign of life of this process."""
-        now = self._ledger.clock()
+        now, told = self._ledger.clock(), json.dumps(limits or {})
         insert = insert_or(self._ledger.dialect, WORKERS).values(
-            name=name, version=VERSION, threads=threads, started_at=now, seen_at=now
+            name=name, version=VERSION, threads=threads, started_at=now, seen_at=now, limits=told
         )
-        seen = insert.on_conflict_do_update(index_elements=[_ROW.name], set_={"seen_at": now})
+        news = {"seen_at": now, "threads": threads, "limits": told}
+        seen = insert.on_conflict_do_update(index_elements=[_ROW.name], set_=news)
         self._ledger.run(sa.delete(WORKERS).where(_ROW.seen_at < now - FORGOTTEN_S), seen, durable=False)
 
     def leave(self, name: str) -> None:
@@ -58,4 +73,6 @@ class Fleet:
         wanted = sa.select(WORKERS).where(_ROW.seen_at >= self._ledger.clock() - ALIVE_S, _ROW.threads > 0)
         with self._ledger.reading() as connection:
             rows = connection.execute(wanted.order_by(_ROW.started_at)).mappings().all()
-        return [Member(**row) for row in rows if not is_dead(row["name"])]
+        return [
+            Member(**{**row, "limits": json.loads(row["limits"])}) for row in rows if not is_dead(row["name"])
+        ]

@@ -73,7 +73,13 @@ def status() -> Response:
         entries=counts.get(None, none),
         quarantined=ledger.quarantined(),
         workers=[
-            {**asdict(each), "started_at": as_time(each.started_at), "seen_at": as_time(each.seen_at)}
+            {
+                **asdict(each),
+                "host": each.host,
+                "pid": each.pid,
+                "started_at": as_time(each.started_at),
+                "seen_at": as_time(each.seen_at),
+            }
             for each in Fleet(ledger).members()
         ],
         rules=_rules_status(counts, none),

@@ -46,9 +46,16 @@ def test_who_gives_a_sign_is_a_member(fleet: Fleet, other: Fleet, clock: Clock) 
     began_at = clock.now
     fleet.sign(own_name(), threads=16)
     clock.now += 5
-    fleet.sign(own_name(), threads=16)
+    fleet.sign(own_name(), threads=16, limits={"filebase": 8, "aws": None})
     assert other.members() == [
-        Member(name=own_name(), version=VERSION, threads=16, started_at=began_at, seen_at=clock.now)
+        Member(
+            name=own_name(),
+            version=VERSION,
+            threads=16,
+            started_at=began_at,
+            seen_at=clock.now,
+            limits={"filebase": 8, "aws": None},
+        )
     ]
     assert other.last_seen_at() == clock.now
 
