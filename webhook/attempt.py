@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from webhook import retry
+from webhook.clocks import elapsed_s
 from webhook.copier import Copier, Known, Outcome, OutcomeKind
 from webhook.deletes import Deletes
 from webhook.entries import Buried, Claim, Deferred, Ending, Held, Released, Retried, Settled
@@ -33,7 +33,7 @@ class Lease:
 
     def check(self) -> None:
         """Raises LeaseLost unless the copy may still write."""
-        if self._is_over or time.monotonic() >= self._ends_at:
+        if self._is_over or elapsed_s() >= self._ends_at:
             raise LeaseLost(f"the lease on {self._claim.key!r} is over")
 
     def note_upload(self, note: str | None) -> None:
@@ -41,7 +41,7 @@ class Lease:
         self._ledger.note_upload(self._claim, note)
 
     def prolong(self, asked_at: float) -> None:
-        """The ledger prolonged the lease; `asked_at` is the monotonic time before it was asked to."""
+        """The ledger prolonged the lease; `asked_at` is the elapsed time before it was asked to."""
         self._ends_at = asked_at + self._lease_s
 
     def end(self) -> None:
@@ -67,13 +67,15 @@ class Means:
     copiers: Mapping[str, Copier]
     deletes: Deletes
     attempts_max: int
+    clock: Callable[[], float]
+    """The ledger's."""
 
 
 def attempt(task: Task, means: Means) -> Ending:
     """Copies one claimed entry. Never raises: whatever a copy meets is the entry's, not the thread's."""
-    task.began_at = time.time()
+    task.began_at = means.clock()
     ending = _attempt(task, means)
-    task.ended_at = time.time()
+    task.ended_at = means.clock()
     return ending
 
 
@@ -165,8 +167,8 @@ def _describe(error: Exception) -> tuple[str, str]:
     return "unexpected", f"{type(error).__name__}, see the log"
 
 
-def log_ending(task: Task, ending: Ending) -> None:
-    """The one line of log for an entry whose ending is on record."""
+def log_ending(task: Task, ending: Ending, *, settled_at: float) -> None:
+    """The one line of log for an entry whose ending is on record, since when."""
     claim = task.claim
     facts: dict[str, Any] = {
         "key": claim.key,
@@ -178,7 +180,7 @@ def log_ending(task: Task, ending: Ending) -> None:
     }
     match ending:
         case Settled():
-            lag_ms = round((time.time() - claim.event_at) * 1000, 1)
+            lag_ms = round((settled_at - claim.event_at) * 1000, 1)
             log.info("settled", outcome=ending.outcome, bytes=ending.bytes_copied, lag_ms=lag_ms, **facts)
         case Retried():
             log.warning("will retry", error=ending.error, after_s=round(ending.after_s, 2), **facts)

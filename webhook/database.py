@@ -6,7 +6,8 @@ Nothing above this module knows which of the two it is.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,14 @@ from alembic.util import CommandError
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPICursor
 
+from webhook import postgresql as pg
+from webhook.clocks import ServerClock
 from webhook.errors import LedgerUnavailable, LedgerVersionError, SettingsError
 
 BUSY_TIMEOUT_S = 5.0
 """How long a statement waits for another process's lock on the ledger."""
 POOL_MAX = 32
 MIGRATIONS = Path(__file__).parent / "migrations"
-UPGRADE_LOCK = 7_361_420
-"""Any number, as long as it stays the same: PostgreSQL's advisory lock around an upgrade."""
 
 METADATA = sa.MetaData()
 
@@ -178,7 +179,7 @@ MINUTES = sa.Table(
 )
 
 
-_PREPARED: set[str] = set()
+_PREPARED: dict[str, pg.Traits] = {}
 
 
 def prepare(database_url: str) -> None:
@@ -187,8 +188,9 @@ def prepare(database_url: str) -> None:
     So a web process that is started anew while the database is away comes up all the same.
     Raises: as `connect`.
     """
-    connect(database_url).dispose()
-    _PREPARED.add(database_url)
+    engine = connect(database_url)
+    engine.dispose()
+    _PREPARED[database_url] = traits(engine)
 
 
 def connect(database_url: str) -> sa.Engine:
@@ -199,14 +201,34 @@ def connect(database_url: str) -> sa.Engine:
     """
     url = parse_url(database_url)
     with translated_errors():
-        engine = _sqlite(url) if url.get_backend_name() == "sqlite" else _postgresql(url)
+        is_sqlite = url.get_backend_name() == "sqlite"
+        engine = _sqlite(url) if is_sqlite else pg.engine(url, lock_timeout_s=BUSY_TIMEOUT_S)
         try:
-            if database_url not in _PREPARED:
-                _prepare(engine)
+            found = _PREPARED.get(database_url) or _prepare(engine)
         except BaseException:
             engine.dispose()
             raise
-    return engine
+    return engine.execution_options(traits=found)
+
+
+def traits(engine: sa.Engine) -> pg.Traits:
+    """What the server behind an engine of `connect` can do."""
+    found: pg.Traits = engine.get_execution_options()["traits"]
+    return found
+
+
+def clock(engine: sa.Engine) -> Callable[[], float]:
+    """The time that all users of the database agree on, in seconds since 1970: the server's, where there is
+    one.
+    """
+    if engine.dialect.name == "sqlite":
+        return time.time
+
+    def ask() -> float:
+        with reading(engine) as cursor:
+            return pg.seconds(cursor)
+
+    return ServerClock(ask)
 
 
 def parse_url(database_url: str) -> sa.URL:
@@ -270,10 +292,18 @@ class Compiled:
         return cursor
 
 
+def reader(engine: sa.Engine) -> sa.Engine:
+    """The engine for statements that change nothing and need not be of one moment."""
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(only_reads=True)
+    # a ROLLBACK would have psycopg forget all statements that it has prepared
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[DBAPICursor]:
-    """A cursor for a statement that changes nothing. Raises: LedgerUnavailable."""
-    with translated_errors(), closing(engine.raw_connection()) as connection:
+    """A cursor for single statements outside of a transaction. Raises: LedgerUnavailable."""
+    with _connection(engine) as connection:
         yield connection.cursor()
 
 
@@ -283,13 +313,26 @@ def writing(engine: sa.Engine, *, durable: bool) -> Iterator[DBAPICursor]:
 
     Raises: LedgerUnavailable.
     """
+    with _connection(engine) as connection:
+        cursor = connection.cursor()
+        if engine.dialect.name == "sqlite":
+            _begin_sqlite(connection, cursor, "FULL" if durable else "NORMAL")
+        else:
+            pg.begin(connection, cursor, durable=durable)
+        yield cursor
+        connection.commit()
+
+
+@contextmanager
+def _connection(engine: sa.Engine) -> Iterator[sa.PoolProxiedConnection]:
+    """The driver's own connection. One that met an error is not used again."""
     with translated_errors(), closing(engine.raw_connection()) as connection:
         try:
-            cursor = connection.cursor()
             if engine.dialect.name == "sqlite":
-                _begin_sqlite(connection, cursor, "FULL" if durable else "NORMAL")
-            yield cursor
-            connection.commit()
+                yield connection
+            else:
+                with pg.single_statements(connection):
+                    yield connection
         except BaseException as error:
             with suppress(Exception):  # closing alone may leave SQLite's lock with a cursor that still lives
                 connection.rollback()
@@ -335,36 +378,19 @@ def _sqlite(url: sa.URL) -> sa.Engine:
     return engine
 
 
-def _postgresql(url: sa.URL) -> sa.Engine:
-    engine = sa.create_engine(
-        url,
-        connect_args={"connect_timeout": int(BUSY_TIMEOUT_S)},
-        pool_size=POOL_MAX,
-        pool_timeout=BUSY_TIMEOUT_S,
-        pool_pre_ping=True,
-        hide_parameters=True,
-    )
-
-    @sa.event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:
-        connection.execute(f"SET lock_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
-        connection.commit()
-
-    return engine
-
-
-def _prepare(engine: sa.Engine) -> None:
+def _prepare(engine: sa.Engine) -> pg.Traits:
     """Creates or upgrades the tables; processes that start together take turns."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.set_main_option("path_separator", "os")
     wanted = ScriptDirectory.from_config(config).get_current_head()
     with engine.begin() as connection:
+        found = pg.Traits()
         if engine.dialect.name == "postgresql":
-            connection.execute(sa.text("SET LOCAL lock_timeout = 0"))
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPGRADE_LOCK)))
+            found = pg.traits(connection)
+            pg.lock_for_upgrade(connection)
         if _version(connection) == wanted:
-            return
+            return found
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")
@@ -373,6 +399,7 @@ def _prepare(engine: sa.Engine) -> None:
                 f"the ledger has version {_version(connection)}, this program knows up to {wanted}",
                 hint="Start the newer release that wrote it, or name another ledger in DATABASE_URL.",
             ) from error
+    return found
 
 
 def _version(connection: sa.Connection) -> str | None:

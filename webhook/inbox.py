@@ -11,6 +11,9 @@ from typing import Generic, TypeVar
 COST_WEIGHT = 0.1
 """Of the latest piece in the mean of what a piece of backfill costs."""
 
+LIVE_IN_A_ROW_MAX = 19
+"""Then it is the backfill's turn, where there is some: it always moves, however much live work there is."""
+
 Item = TypeVar("Item")
 
 
@@ -35,6 +38,7 @@ class Inbox(Generic[Item]):
         self._allowance = Allowance(at_once=threads)
         self._cost_s = 0.0
         self._next_at = 0.0
+        self._live_in_a_row = 0
         self._is_open = True
 
     def put(self, item: Item, *, is_backfill: bool) -> None:
@@ -50,8 +54,10 @@ class Inbox(Generic[Item]):
         """
         with self._changed:
             while self._is_open:
-                if self._live:
+                if self._live and not (self._backfill and self._is_backfills_turn()):
                     return self._begun(self._live, is_backfill=False)
+                if self._live:
+                    return self._begun(self._backfill, is_backfill=True)
                 wait_s = self._backfill_wait_s()
                 if wait_s == 0.0:
                     return self._begun(self._backfill, is_backfill=True)
@@ -68,6 +74,7 @@ class Inbox(Generic[Item]):
 
     def _begun(self, items: deque[Item], *, is_backfill: bool) -> tuple[Item, bool]:
         self._running[is_backfill] += 1
+        self._live_in_a_row = 0 if is_backfill else self._live_in_a_row + 1
         if is_backfill and self._allowance.cpu_share:
             self._next_at = time.monotonic() + self._cost_s / self._allowance.cpu_share
         return items.popleft(), is_backfill
@@ -96,6 +103,13 @@ class Inbox(Generic[Item]):
     def backfill_room(self) -> int:
         """How much more of the backfill may run at once, less what is here of it."""
         return min(self._allowance.at_once - self._running[True], self.room()) - len(self._backfill)
+
+    def owed_backfill(self) -> int:
+        """How much of it must be claimed even where live work would fill all threads."""
+        return int(self._is_backfills_turn() and not self._backfill)
+
+    def _is_backfills_turn(self) -> bool:
+        return self._live_in_a_row >= LIVE_IN_A_ROW_MAX and self._running[True] == 0
 
     def empty(self) -> list[Item]:
         """All that was not begun; it is not here any more."""

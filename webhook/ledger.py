@@ -29,25 +29,28 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.engine.interfaces import DBAPICursor
 
 from webhook import statements
+from webhook.clocks import elapsed_s
 from webhook.database import (
     BUSY_TIMEOUT_S,
     ENTRIES,
     QUARANTINE,
     Compiled,
     connect,
+    reader,
     reading,
+    traits,
     translated_errors,
     writing,
 )
+from webhook.database import clock as database_clock
 from webhook.entries import (
-    BACKFILL,
     FAILED,
     LANES,
     LIVE,
@@ -63,9 +66,14 @@ from webhook.entries import (
 from webhook.errors import LedgerUnavailable
 from webhook.lags import bucket_of
 from webhook.together import Together
+from webhook.wakeups import Wakeups
 
 Row = dict[str, Any]
 FAILURES_PAGE_MAX = 1000
+LOOK_ALONE_S = 0.05
+"""How soon an idle worker notices what another process put, by looking."""
+LOOK_S = 1.0
+"""The same, where others tell of what they put."""
 ROW = ENTRIES.c
 
 
@@ -79,19 +87,22 @@ class Taker(Protocol):
         """How many claims of live work it can begin at once now."""
 
     def take(self, claims: Sequence[Claim], asked_at: float) -> None:
-        """Its new claims; `asked_at` is the monotonic time before they were made."""
+        """Its new claims; `asked_at` is the elapsed time before they were made."""
 
 
 class Ledger:
-    """See the module's text. `clock` gives seconds since 1970."""
+    """See the module's text. `clock` gives seconds since 1970; None: the database's own."""
 
-    def __init__(self, engine: sa.Engine, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, engine: sa.Engine, *, clock: Callable[[], float] | None = None) -> None:
         self._engine = engine
-        self._reader = engine.execution_options(only_reads=True)
-        self.clock = clock
-        self._one_writer = threading.Lock() if engine.dialect.name == "sqlite" else None
+        self._reader = reader(engine)
+        self.clock = clock or database_clock(engine)
+        has_server = engine.dialect.name != "sqlite"
+        self._one_writer = None if has_server else threading.Lock()
+        self._wakeups = Wakeups(engine) if has_server else None
+        self._first_due_at = math.inf
         self._listeners: list[Callable[[], None]] = []
-        self._sql = statements.Statements(engine)
+        self._sql = statements.Statements(engine, by_place=traits(engine).has_places)
         self._put_together = Together(self._put_all)
         self._taker: Taker | None = None
         self.live_seen_at = -math.inf
@@ -104,11 +115,23 @@ class Ledger:
 
     def close(self) -> None:
         """Gives up the connections."""
+        if self._wakeups:
+            self._wakeups.close()
         self._engine.dispose()
 
     def on_put(self, listener: Callable[[], None]) -> None:
         """Calls `listener` in this process whenever something new may be due."""
         self._listeners.append(listener)
+
+    def hear_others(self) -> None:
+        """Listeners are called for what other processes put, too, where the database passes it on."""
+        if self._wakeups:
+            self._wakeups.listen(self._tell_here)
+
+    def idle_s(self) -> float:
+        """How long a worker that found nothing due may wait for a listener's call before it looks again."""
+        longest = LOOK_S if self._wakeups and self._wakeups.are_heard else LOOK_ALONE_S
+        return min(longest, max(LOOK_ALONE_S, self._first_due_at - self.clock()))
 
     def claim_with_puts(self, taker: Taker) -> None:
         """From now on, `put` claims in its own transaction what live work `taker` has room for: that is one
@@ -133,7 +156,7 @@ class Ledger:
     def _put_all(self, calls: Sequence[tuple[list[Row], list[Row]]]) -> None:
         rows = [row for of_call, _ in calls for row in of_call]
         kept = [row for _, of_call in calls for row in of_call]
-        taker, limit, asked_at, claims = self._taker, 0, time.monotonic(), []
+        taker, limit, asked_at, claims = self._taker, 0, elapsed_s(), []
         with self.writing() as cursor:
             if rows:
                 rows.sort(key=lambda row: (row["rule"], row["key"]))  # one order for all: no deadlocks
@@ -144,13 +167,15 @@ class Ledger:
             is_live = any(row["lane"] == LIVE for row in rows)
             if is_live and taker and (limit := taker.room()) > 0:
                 taken = self._taken(worker=taker.name, lease_s=taker.lease_s)
-                claims = self._claim(cursor, taken, {LIVE: limit})
+                claims = self._claim(cursor, taken, {LIVE: limit}, limit)
         if is_live:
             self.live_seen_at = time.monotonic()
         if taker and claims:
             taker.take(claims, asked_at)
-        if len(claims) >= limit or len(rows) > len(claims):  # else nothing of it is left that is due
+        if len(rows) > len(claims):  # else nothing of it is left that is due
             self.tell_listeners()
+        elif len(claims) >= limit:
+            self._tell_here()
 
     def put_now(self, request: Request) -> int:
         """Records one request that does not wait for a back-off to end; gives the entry's generation.
@@ -174,34 +199,34 @@ class Ledger:
     # ── working ──────────────────────────────────────────────────────────────────────────────────────
 
     def claim(
-        self, limit: int, *, backfill_max: int | None = None, worker: str, lease_s: float
+        self, limit: int, limits: Mapping[str, int] | None = None, *, worker: str, lease_s: float
     ) -> list[Claim]:
-        """Up to `limit` entries that are due, live lane first, also those whose lease ran out; of the
-        backfill no more than `backfill_max`.
+        """Up to `limit` entries that are due, live lane first, also those whose lease ran out; `limits`: no
+        more than that of a lane.
         """
-        limits = {LIVE: limit, BACKFILL: limit if backfill_max is None else min(limit, backfill_max)}
+        most = {lane: min(limit, limits[lane]) if limits else limit for lane in LANES}
         due = self._lanes_due()
-        if not any(limits[lane] > 0 for lane in due):
+        if not any(most[lane] > 0 for lane in due):
             return []
-        with self.writing(durable=False) as cursor:
-            return self._claim(cursor, self._taken(worker=worker, lease_s=lease_s), limits)
+        with self._claiming() as cursor:
+            return self._claim(cursor, self._taken(worker=worker, lease_s=lease_s), most, limit)
 
     def _taken(self, *, worker: str, lease_s: float) -> Row:
         return {"_worker": worker, "_now": (now := self.clock()), "_until": now + lease_s}
 
-    def _claim(self, cursor: DBAPICursor, taken: Row, limits: Mapping[str, int]) -> list[Claim]:
+    def _claim(self, cursor: DBAPICursor, taken: Row, limits: Mapping[str, int], limit: int) -> list[Claim]:
         claims: list[Claim] = []
         for lane, most in limits.items():
-            limit = min(most, max(limits.values()) - len(claims))
-            if limit > 0:
-                due = {"_lane": lane, "_limit": limit}
+            room = min(most, limit - len(claims))
+            if room > 0:
+                due = {"_lane": lane, "_limit": room}
                 found = self._sql.claim.run(cursor, taken | due).fetchall()
                 claims += statements.claims(found, taken["_now"])
         return claims
 
     def claim_one(self, rule: str, key: str, *, worker: str, lease_s: float) -> Claim | None:
         """This entry, if it is waiting (due or not) or its lease ran out; None otherwise."""
-        with self.writing(durable=False) as cursor:
+        with self._claiming() as cursor:
             taken = self._taken(worker=worker, lease_s=lease_s)
             found = self._sql.claim_one.run(cursor, {**taken, "_rule": rule, "_key": key})
             claims = statements.claims(found.fetchall(), taken["_now"])
@@ -210,7 +235,7 @@ class Ledger:
     def extend(self, claims: Sequence[Claim], *, lease_s: float) -> list[Claim]:
         """Prolongs the leases that are still held, and gives the claims that are not."""
         in_order = sorted(claims, key=lambda each: (each.rule, each.key))
-        with self.writing(durable=False) as cursor:
+        with self._claiming() as cursor:
             until = {"_until": self.clock() + lease_s}
             rows = [(claim, statements.held_row(claim) | until) for claim in in_order]
             return [claim for claim, row in rows if self._sql.extend.run(cursor, row).rowcount == 0]
@@ -233,7 +258,7 @@ class Ledger:
             if held == len(endings) and (minutes := _minutes(endings, now)):
                 self._sql.count_minutes.run(cursor, *minutes)
         if held:
-            self.tell_listeners()
+            self._tell_here()
         return held
 
     def release_of(self, is_dead: Callable[[str], bool]) -> int:
@@ -335,6 +360,7 @@ class Ledger:
         with reading(self._engine) as cursor:
             live_worker, *first = self._sql.next_due.run(cursor).fetchall()[0]
         now = self.clock()
+        self._first_due_at = min((due_at for due_at in first if due_at is not None), default=math.inf)
         due = [
             lane for lane, due_at in zip(LANES, first, strict=True) if due_at is not None and due_at <= now
         ]
@@ -343,7 +369,12 @@ class Ledger:
         return due
 
     def tell_listeners(self) -> None:
-        """Something may be due that was not put."""
+        """Something may be due, for whichever process."""
+        self._tell_here()
+        if self._wakeups:
+            self._wakeups.tell()
+
+    def _tell_here(self) -> None:
         for listener in self._listeners:
             listener()
 
@@ -371,6 +402,12 @@ class Ledger:
         finally:
             if self._one_writer:
                 self._one_writer.release()
+
+    def _claiming(self) -> AbstractContextManager[DBAPICursor]:
+        """A transaction that must be known for as long as its claims' holder lives: of a database that has a
+        machine of its own, that is longer than the database does.
+        """
+        return self.writing(durable=self._wakeups is not None)
 
     def run(self, *all_of: Any, durable: bool = True) -> Any:
         """Statements in one transaction; gives the last one's rows where it returns some, else how many

@@ -158,14 +158,19 @@ def count_minutes(dialect: str) -> Any:
     )
 
 
-def _due(dialect: str) -> sa.ColumnElement[bool]:
+def _due(dialect: str, *, by_place: bool) -> sa.ColumnElement[bool]:
     """True on entries of a lane that may be claimed now, longest due first, but on those others just take.
 
-    By their places in the table: joined by their keys, PostgreSQL may read the whole table for a few.
+    By their places in the table where it has them: joined by their keys, PostgreSQL may read the whole table
+    for a few.
     """
+    is_due = (ROW.lane == bind("_lane"), ROW.due_at <= bind("_now"))
+    most = bind("_limit", type_=sa.Integer)
+    if not by_place:
+        some = sa.select(ROW.rule, ROW.key).where(*is_due).order_by(ROW.due_at).limit(most)
+        return sa.tuple_(ROW.rule, ROW.key).in_(some.with_for_update(skip_locked=True))
     place: sa.ColumnElement[Any] = sa.literal_column("ctid" if dialect == "postgresql" else "rowid")
-    due = sa.select(place).select_from(ENTRIES).where(ROW.lane == bind("_lane"), ROW.due_at <= bind("_now"))
-    in_order = due.order_by(ROW.due_at).limit(bind("_limit", type_=sa.Integer))
+    in_order = sa.select(place).select_from(ENTRIES).where(*is_due).order_by(ROW.due_at).limit(most)
     if dialect == "postgresql":
         return place == sa.any_(sa.func.array(in_order.with_for_update(skip_locked=True).scalar_subquery()))
     return place.in_(in_order)
@@ -323,7 +328,7 @@ def _finish_statements() -> dict[type, Any]:
 class Statements:
     """What runs often, made into one engine's SQL. Parameters begin with an underscore, but columns'."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, *, by_place: bool = True) -> None:
         dialect = engine.dialect.name
         row = list(new_row(Request(rule="", key=""), lane="", now=0.0))
         self.put = Compiled(put_entries(dialect, hurry=False), engine, columns=row)
@@ -332,7 +337,7 @@ class Statements:
         misfit = list(misfit_row(Misfit(record_id="", reason="", raw=""), now=0.0))
         self.keep = Compiled(keep_misfits(dialect), engine, columns=misfit)
         self.next_due = Compiled(_next_due(), engine)
-        self.claim = Compiled(_claim(_due(dialect)), engine)
+        self.claim = Compiled(_claim(_due(dialect, by_place=by_place)), engine)
         self.claim_one = Compiled(_claim(_free()), engine)
         self.workers = Compiled(sa.select(ROW.worker).distinct().where(*_leased()), engine)
         theirs = update_in_order(*_leased(), ROW.worker == bind("_worker"))

@@ -28,6 +28,7 @@ import structlog
 
 from webhook import logs, settings
 from webhook.attempt import Lease, Means, Task, attempt, log_ending
+from webhook.clocks import elapsed_s
 from webhook.copier import Copier
 from webhook.database import BUSY_TIMEOUT_S
 from webhook.deletes import Deletes
@@ -37,6 +38,7 @@ from webhook.fleet import Fleet
 from webhook.inbox import Allowance, Inbox
 from webhook.ledger import Ledger
 from webhook.memory import MemoryBudget
+from webhook.pace import LedgerSlots
 from webhook.processes import is_dead, own_name
 from webhook.progress import Progress
 from webhook.reconcile import Sides, Sweeper
@@ -46,7 +48,7 @@ from webhook.source import Source
 from webhook.target import Target
 
 POLL_S = 0.05
-"""How soon an idle worker notices what another process accepted."""
+"""Between looks for a thread that is free, or for the end of what another worker does."""
 CLAIM_MAX = 64
 FINISH_MAX = 128
 GATHER_S = 0.02
@@ -108,6 +110,7 @@ class Worker:
             thread.start()
             self._threads.append(thread)
         self._ledger.claim_with_puts(self)
+        self._ledger.hear_others()
         self.start_keeper()
         return last_seen_at
 
@@ -162,13 +165,15 @@ class Worker:
             rate.update(self._finished)
             ahead = min(CLAIM_MAX, int(rate.per_s * PREFETCH_S))
             self._inbox.allow_backfill(self._allowance())
+            owed = self._inbox.owed_backfill()
             limit = min(CLAIM_MAX, self._inbox.room() + ahead)
-            if limit <= ahead // 2:
+            if limit <= ahead // 2 and not owed:
                 self._wake.wait(POLL_S)
                 continue
+            limits = {LIVE: max(0, limit - owed), BACKFILL: max(owed, self._inbox.backfill_room() + ahead)}
             with self._surviving("cannot claim"):
-                if not self._claim(limit, backfill_max=self._inbox.backfill_room() + ahead):
-                    self._wake.wait(POLL_S)
+                if not self._claim(max(limit, owed), limits):
+                    self._wake.wait(self._ledger.idle_s())
 
     def _allowance(self) -> Allowance:
         """How much of the backfill may be done: little beside live work, which it would slow down."""
@@ -177,9 +182,9 @@ class Worker:
             return Allowance(at_once=threads)
         return Allowance(at_once=max(1, int(threads * BESIDE_LIVE_THREADS)), cpu_share=BESIDE_LIVE_CPU)
 
-    def _claim(self, limit: int, *, backfill_max: int) -> int:
-        asked_at = time.monotonic()
-        claims = self._ledger.claim(limit, backfill_max=backfill_max, worker=self.name, lease_s=self.lease_s)
+    def _claim(self, limit: int, limits: Mapping[str, int]) -> int:
+        asked_at = elapsed_s()
+        claims = self._ledger.claim(limit, limits, worker=self.name, lease_s=self.lease_s)
         self.take(claims, asked_at)
         return len(claims)
 
@@ -188,7 +193,7 @@ class Worker:
         return 0 if self._stopping.is_set() else self._inbox.room()
 
     def take(self, claims: Sequence[Claim], asked_at: float) -> None:
-        """Hands new claims to the copiers; `asked_at` is the monotonic time before they were made."""
+        """Hands new claims to the copiers; `asked_at` is the elapsed time before they were made."""
         for claim in claims:
             task = self._hold(claim, asked_at)
             if self._stopping.is_set():
@@ -242,8 +247,9 @@ class Worker:
                 time.sleep(TROUBLE_DELAY_S)
             else:
                 break
+        settled_at = self._ledger.clock()
         for task, ending in batch:
-            log_ending(task, ending)
+            log_ending(task, ending, settled_at=settled_at)
 
     def _keep_loop(self) -> None:
         pause_s = min(self._options.lease_s / 4, DEAD_CHECK_S)
@@ -252,7 +258,8 @@ class Worker:
                 self._keep_leases()
                 self._ledger.release_of(is_dead)
                 if self._threads and not self._stopping.is_set():
-                    self._fleet.sign(self.name, threads=self._options.threads)
+                    limits = {name: each.limit for name, each in self._means.copiers.items()}
+                    self._fleet.sign(self.name, threads=self._options.threads, limits=limits)
             time.sleep(pause_s)
 
     def _tidy_loop(self) -> None:
@@ -266,7 +273,7 @@ class Worker:
 
     def end_old_uploads(self) -> None:
         """Those of failed entries: all others are gone on with, or ended by the copy that comes next."""
-        before = time.time() - self._options.upload_keep_s
+        before = self._ledger.clock() - self._options.upload_keep_s
         for claim in self._ledger.failed_with_upload(before=before):
             if rule := self._means.rules.named(claim.rule):
                 self._means.copiers[rule.target].discard_upload(rule, claim.key, claim.upload or "")
@@ -290,7 +297,7 @@ class Worker:
             tasks = list(self._held.values())
         if not tasks:
             return
-        asked_at = time.monotonic()
+        asked_at = elapsed_s()
         gone = self._ledger.extend([task.claim for task in tasks], lease_s=self.lease_s)
         lost = {_id(claim) for claim in gone}
         for task in tasks:
@@ -310,7 +317,7 @@ class Worker:
         generation = self._ledger.put_now(Request(rule=rule.name, key=key))
         until = time.monotonic() + wait_s
         while time.monotonic() < until:
-            asked_at = time.monotonic()
+            asked_at = elapsed_s()
             claim = self._ledger.claim_one(rule.name, key, worker=self.name, lease_s=self.lease_s)
             if claim:
                 return self._work_and_finish(self._hold(claim, asked_at))
@@ -414,29 +421,38 @@ class Service:
         return found
 
 
-def open_stores(configured: Settings) -> Sides:
-    """Both sides of all rules. Call it after the fork."""
+def open_stores(configured: Settings, ledger: Ledger | None = None) -> Sides:
+    """Both sides of all rules. Call it after the fork.
+
+    The targets' limits hold for all processes that share the ledger; without one, for this process.
+    """
     connections = configured.worker.threads * 2 + 32
+    slots = LedgerSlots(ledger) if ledger else None
     return Sides(
         rules=configured.rules,
         source=Source(configured.source),
         targets={
-            name: Target(each, connections_max=connections) for name, each in configured.targets.items()
+            name: Target(each, connections_max=connections, name=name, slots=slots)
+            for name, each in configured.targets.items()
         },
     )
 
 
 def assemble(configured: Settings) -> Service:
     """Opens the ledger and all stores for this process. Call it after the fork."""
-    sides = open_stores(configured)
     ledger = Ledger.open(configured.database_url)
+    sides = open_stores(configured, ledger)
     deletes = Deletes(ledger, configured.deletes)
     budget = MemoryBudget(configured.copy.memory_budget_bytes)
     copiers = {
         name: Copier(sides.source, target, configured.copy, budget) for name, target in sides.targets.items()
     }
     means = Means(
-        rules=configured.rules, copiers=copiers, deletes=deletes, attempts_max=configured.worker.attempts_max
+        rules=configured.rules,
+        copiers=copiers,
+        deletes=deletes,
+        attempts_max=configured.worker.attempts_max,
+        clock=ledger.clock,
     )
     sweeper = Sweeper(
         sides,

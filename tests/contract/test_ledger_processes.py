@@ -232,7 +232,9 @@ class Model:
         match name:
             case "put" | "backfill":
                 self.ledger.put([ask(key)], lane=LIVE if name == "put" else BACKFILL)
-                self.asked[key] += 1
+                has_failed = self.asked[key] == self.buried[key] > 0 and key not in self.leases
+                if name == "put" or not has_failed:  # what failed, a sweep leaves to a person
+                    self.asked[key] += 1
             case "put_now":
                 self.asked[key] += 1
                 assert self.ledger.put_now(ask(key)) == self.asked[key]

@@ -126,6 +126,7 @@ def test_the_upload_of_an_object_that_failed_is_ended_when_its_time_is_over(
             copiers={scene.rule.target: scene.copier()},
             deletes=Deletes(ledger, DeleteSettings(grace_s=0, breaker_max=0, breaker_share=0.0)),
             attempts_max=1,
+            clock=ledger.clock,
         )
         Worker(means, ledger, options).end_old_uploads()
         assert scene.uploads() == left

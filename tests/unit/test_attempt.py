@@ -9,6 +9,7 @@ import pytest
 
 from webhook import errors
 from webhook.attempt import Lease, Means, Task, attempt
+from webhook.clocks import elapsed_s
 from webhook.copier import Copier, Known, Outcome, OutcomeKind
 from webhook.deletes import Deletes
 from webhook.entries import LIVE, Buried, Claim, Released, Retried, Settled
@@ -55,14 +56,20 @@ def task(**known: Any) -> Task:
         "lost": "[]",
     }
     claim = Claim(**(facts | known))
-    lease = Lease(claim, cast(Ledger, None), taken_at=time.monotonic(), lease_s=60.0)
+    lease = Lease(claim, cast(Ledger, None), taken_at=elapsed_s(), lease_s=60.0)
     return Task(claim=claim, lease=lease)
 
 
 def means(copier: StubCopier, attempts_max: int = ATTEMPTS_MAX) -> Means:
     """One rule, one copier, and no rule that asks for deletes."""
     copiers = {"filebase": cast(Copier, copier)}
-    return Means(rules=RULES, copiers=copiers, deletes=cast(Deletes, None), attempts_max=attempts_max)
+    return Means(
+        rules=RULES,
+        copiers=copiers,
+        deletes=cast(Deletes, None),
+        attempts_max=attempts_max,
+        clock=time.time,
+    )
 
 
 def ending(result: Outcome | BaseException, **known: Any) -> Any:

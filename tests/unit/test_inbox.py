@@ -58,6 +58,29 @@ def test_live_work_comes_first_and_each_lane_in_its_order() -> None:
     assert [box.take() for _ in "abxy"] == [("a", False), ("b", False), ("x", True), ("y", True)]
 
 
+def test_however_much_live_work_there_is_the_backfill_moves() -> None:
+    box = filled(live="a" * 100, backfill="xyz")
+    taken = [box.take() for _ in range(60)]
+    assert [each for each in taken if each and each[1]] == [("x", True)]
+    assert taken[inbox.LIVE_IN_A_ROW_MAX] == ("x", True), "and no more of it while that one runs"
+    box.done(is_backfill=True, cpu_s=MINUTE_S)
+    box.allow_backfill(Allowance(at_once=1, cpu_share=0.1))
+    assert box.take() == ("y", True), "its turn comes whatever its share of the processor"
+    assert box.take() == ("a", False)
+
+
+def test_it_tells_when_backfill_must_be_claimed_past_live_work() -> None:
+    box = filled(live="a" * 40)
+    assert box.owed_backfill() == 0
+    for _ in range(inbox.LIVE_IN_A_ROW_MAX):
+        box.take()
+    assert box.owed_backfill() == 1
+    box.put("x", is_backfill=True)
+    assert box.owed_backfill() == 0
+    assert box.take() == ("x", True)
+    assert box.take() == ("a", False)
+
+
 def test_no_more_of_the_backfill_runs_at_once_than_is_allowed() -> None:
     box = filled(backfill="xyz")
     box.allow_backfill(Allowance(at_once=1))

@@ -1,0 +1,258 @@
+"""What is PostgreSQL's own, on a real server: sessions, poolers, words between processes, its clock."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from scripts.local_servers import PostgreSQL
+from webhook import database, postgresql
+from webhook.database import connect, writing
+from webhook.entries import Request, Settled
+from webhook.errors import LedgerUnavailable
+from webhook.ledger import LOOK_ALONE_S, LOOK_S, Ledger
+
+BOUND_S = 20.0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[PostgreSQL]:
+    """A server that a test may stop."""
+    with PostgreSQL(tmp_path / "postgresql") as made:
+        yield made
+
+
+@pytest.fixture
+def url(postgresql: PostgreSQL, tmp_path: Path) -> str:
+    """An empty database."""
+    return postgresql.create_database(f"of_{abs(hash(tmp_path))}")
+
+
+@pytest.fixture
+def behind_a_pooler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every connection is taken for one whose transactions may each have another session."""
+    monkeypatch.setattr("webhook.postgresql.is_pooled", lambda connection: True)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Waits until it holds."""
+    deadline = time.monotonic() + BOUND_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def setting(engine: sa.Engine, name: str, *, durable: bool = True) -> str:
+    """What holds in a transaction of the ledger's."""
+    with writing(engine, durable=durable) as cursor:
+        cursor.execute(f"SHOW {name}")
+        return str(cursor.fetchall()[0][0])
+
+
+def use(ledger: Ledger, keys: int = 20) -> None:
+    """Puts, claims and settles often enough that statements are prepared where they are."""
+    for number in range(keys):
+        ledger.put([Request(rule="default", key=f"{number}", event_id=f"{number:016x}")])
+    claims = [claim for _ in range(keys) for claim in ledger.claim(1, worker="w", lease_s=60)]
+    assert sorted(claim.key for claim in claims) == sorted(str(number) for number in range(keys))
+    assert ledger.extend(claims, lease_s=60) == []
+    for claim in claims:
+        assert ledger.finish([Settled(claim=claim, outcome="replicated")]) == 1
+    assert ledger.counts()["settled"]["live"] == keys
+
+
+# ── sessions and transactions ────────────────────────────────────────────────────────────────────────
+
+
+def test_a_direct_connection_is_told_from_a_pooler_s(url: str) -> None:
+    with psycopg.connect(url) as connection:
+        assert postgresql.is_pooled(connection) is False
+
+
+@pytest.mark.parametrize("name", ["lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"])
+@pytest.mark.parametrize("pooler", [False, True])
+def test_transactions_have_bounds(url: str, name: str, pooler: bool, request: pytest.FixtureRequest) -> None:
+    if pooler:
+        request.getfixturevalue("behind_a_pooler")
+    engine = connect(url)
+    assert setting(engine, name) not in ("0", "")
+    engine.dispose()
+
+
+def test_only_what_must_be_on_disk_waits_for_it(url: str) -> None:
+    engine = connect(url)
+    assert setting(engine, "synchronous_commit", durable=True) == "on"
+    assert setting(engine, "synchronous_commit", durable=False) == "off"
+    assert setting(engine, "synchronous_commit", durable=True) == "on"
+    engine.dispose()
+
+
+def test_behind_a_pooler_nothing_is_left_in_a_session(url: str, behind_a_pooler: None) -> None:
+    with closing(Ledger.open(url)) as ledger:
+        use(ledger)
+        with database.reading(ledger._engine) as cursor:
+            cursor.execute("SELECT count(*) FROM pg_prepared_statements")
+            assert cursor.fetchall() == [(0,)]
+            cursor.execute("SHOW lock_timeout")
+            assert cursor.fetchall() == [("0",)], "settings are each transaction's own"
+
+
+def test_directly_what_runs_often_is_prepared_once(url: str) -> None:
+    with closing(Ledger.open(url)) as ledger:
+        use(ledger)
+        with database.reading(ledger._engine) as cursor:
+            cursor.execute("SELECT count(*) FROM pg_prepared_statements")
+            ((count,),) = cursor.fetchall()
+    assert count > 2
+
+
+def test_a_process_that_is_stopped_in_a_transaction_does_not_keep_its_locks(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "IDLE_IN_TRANSACTION_S", 1)
+    with closing(Ledger.open(url)) as ledger, closing(Ledger.open(url)) as other:
+        ledger.put([Request(rule="default", key="k")])
+        with pytest.raises(LedgerUnavailable), ledger.writing() as cursor:
+            cursor.execute("UPDATE entries SET lane = lane")
+            other.put([Request(rule="default", key="k")])  # waits for the lock, and gets it
+            cursor.execute("SELECT 1")
+        found = other.entry("default", "k")
+        assert found is not None
+        assert found["generation"] == 2
+
+
+# ── servers that are not quite PostgreSQL ────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("version", "has_places"),
+    [
+        ("PostgreSQL 16.4 on x86_64-pc-linux-gnu, compiled by gcc", True),
+        ("CockroachDB CCL v25.4.0 (x86_64-pc-linux-gnu, built 2026/01/01)", False),
+        ("PostgreSQL 15.12-YB-2025.2.0.0-b0 on x86_64-pc-linux-gnu", False),
+    ],
+)
+def test_servers_without_row_places_are_told_by_their_version(
+    url: str, version: str, has_places: bool
+) -> None:
+    engine = connect(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA theirs")
+        connection.exec_driver_sql(
+            f"CREATE FUNCTION theirs.version() RETURNS text LANGUAGE sql AS $$ SELECT '{version}' $$"
+        )
+        connection.exec_driver_sql("SET LOCAL search_path = theirs, pg_catalog, public")
+        assert postgresql.traits(connection).has_places is has_places
+    engine.dispose()
+
+
+def test_claims_go_by_key_where_rows_have_no_place(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webhook.postgresql.traits", lambda connection: postgresql.Traits(has_places=False))
+    with closing(Ledger.open(url)) as ledger:
+        assert "ctid" not in ledger._sql.claim.sql
+        use(ledger)
+
+
+# ── words between processes ──────────────────────────────────────────────────────────────────────────
+
+
+def hearing(ledger: Ledger) -> list[float]:
+    """The ledger hears others from now on; gives the times at which it was told something."""
+    told: list[float] = []
+    ledger.on_put(lambda: told.append(time.monotonic()))
+    ledger.hear_others()
+    until(lambda: ledger.idle_s() > LOOK_ALONE_S)
+    return told
+
+
+def test_what_one_process_puts_another_is_told_of(url: str) -> None:
+    with closing(Ledger.open(url)) as ledger, closing(Ledger.open(url)) as other:
+        told = hearing(ledger)
+        before = len(told)
+        other.put([Request(rule="default", key="k")])
+        until(lambda: len(told) > before)
+        assert ledger.claim(1, worker="w", lease_s=60)[0].key == "k", "it was committed before the word"
+
+
+def test_a_process_does_not_wake_itself_and_many_puts_are_few_words(url: str) -> None:
+    with closing(Ledger.open(url)) as ledger, closing(Ledger.open(url)) as other:
+        told, theirs = hearing(ledger), hearing(other)
+        told.clear()
+        theirs.clear()
+        for number in range(200):
+            other.put([Request(rule="default", key=f"{number}")])
+        until(lambda: told)
+        assert len(theirs) == 200, "its own listeners are called directly, and not once more"
+        assert len(told) < 200
+
+
+def test_an_idle_worker_sleeps_until_something_is_due(url: str) -> None:
+    with closing(Ledger.open(url)) as ledger:
+        hearing(ledger)
+        assert ledger.claim(1, worker="w", lease_s=60) == []
+        assert ledger.idle_s() == LOOK_S
+        ledger.put([Request(rule="default", key="k")])
+        (claim,) = ledger.claim(1, worker="w", lease_s=0.5)
+        assert ledger.claim(1, worker="w", lease_s=60) == []
+        assert ledger.idle_s() <= 0.5, "when the lease ends"
+        assert ledger.finish([Settled(claim=claim, outcome="replicated")]) == 1
+
+
+def test_without_words_it_looks_often(url: str, behind_a_pooler: None) -> None:
+    with closing(Ledger.open(url)) as ledger:
+        ledger.hear_others()
+        threads = {thread.name: thread for thread in threading.enumerate()}
+        if listener := threads.get("listener"):
+            listener.join(BOUND_S)
+        assert ledger.idle_s() == LOOK_ALONE_S
+
+
+def test_words_are_heard_again_after_the_server_was_away(server: PostgreSQL) -> None:
+    url = server.create_database("ledger")
+    with closing(Ledger.open(url)) as ledger, closing(Ledger.open(url)) as other:
+        told = hearing(ledger)
+        server.stop()
+        until(lambda: ledger.idle_s() == LOOK_ALONE_S)
+        server.start()
+        until(lambda: ledger.idle_s() > LOOK_ALONE_S)
+        told.clear()
+        until(lambda: _put(other))
+        until(lambda: told)
+
+
+def _put(ledger: Ledger) -> bool:
+    try:
+        ledger.put([Request(rule="default", key="k")])
+    except LedgerUnavailable:
+        return False
+    return True
+
+
+def test_its_threads_end_with_the_ledger(url: str) -> None:
+    ledger = Ledger.open(url)
+    hearing(ledger)
+    ledger.put([Request(rule="default", key="k")])
+    until(lambda: {"listener", "teller"} <= {thread.name for thread in threading.enumerate()})
+    ledger.close()
+    assert not {"listener", "teller"} & {thread.name for thread in threading.enumerate()}
+
+
+# ── its clock ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_all_go_by_the_server_s_clock_whatever_their_own_says(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actual = time.time
+    with closing(Ledger.open(url)) as ledger:
+        monkeypatch.setattr(time, "time", lambda: actual() + 300)
+        with closing(Ledger.open(url)) as ahead:
+            assert ahead.clock() == pytest.approx(ledger.clock(), abs=0.5)
+            assert ahead.clock() == pytest.approx(actual(), abs=0.5)

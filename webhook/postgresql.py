@@ -1,0 +1,138 @@
+"""What is PostgreSQL's own: its sessions, its transactions and its clock.
+
+Directly, or through a pooler such as pgbouncer that gives each transaction another session: what a session
+would keep (settings, prepared statements, LISTEN) is done without there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine.interfaces import DBAPICursor
+
+CONNECT_TIMEOUT_S = 5
+POOL_MAX = 32
+STATEMENT_TIMEOUT_S = 30
+"""No statement of this service takes long; one that does holds up others."""
+IDLE_IN_TRANSACTION_S = 10
+"""A process that was stopped in a transaction must not hold its locks."""
+PING_AFTER_S = 1.0
+"""A connection unused for this long may have been closed by the other side, and is asked first."""
+SILENT_S = 15
+"""A connection that says nothing for this long is asked by TCP whether it still stands."""
+UPGRADE_LOCK = 7_361_420
+"""Any number, as long as it stays the same: the advisory lock around an upgrade of the tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a server that speaks PostgreSQL's protocol can do."""
+
+    has_places: bool = True
+    """Whether a row's place (`ctid`) finds it again within a transaction."""
+
+
+def traits(connection: sa.Connection) -> Traits:
+    """CockroachDB and YugabyteDB tell their names; Citus spreads a table's rows over servers."""
+    version = str(connection.exec_driver_sql("SELECT version()").scalar_one())
+    is_other = any(name in version for name in ("CockroachDB", "-YB-", "YugabyteDB"))
+    has_citus = "SELECT count(*) FROM pg_catalog.pg_extension WHERE extname = 'citus'"
+    return Traits(has_places=not is_other and not connection.exec_driver_sql(has_citus).scalar_one())
+
+
+def lock_for_upgrade(connection: sa.Connection) -> None:
+    """Waits until this transaction alone may change the tables, for as long as it takes."""
+    for name in ("lock_timeout", "statement_timeout"):
+        connection.exec_driver_sql(f"SET LOCAL {name} = 0")
+    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPGRADE_LOCK)))
+
+
+def engine(url: sa.URL, *, lock_timeout_s: float) -> sa.Engine:
+    """Connections to a PostgreSQL, kept open and known to be alive when they are given out."""
+    timeouts = {
+        "lock_timeout": f"{lock_timeout_s * 1000:.0f}ms",
+        "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",
+        "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_S}s",
+    }
+    made = sa.create_engine(
+        url,
+        connect_args={
+            "application_name": "replicator",
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "keepalives_idle": SILENT_S,  # a server that is gone without a word is found out by TCP
+            "keepalives_interval": SILENT_S // 3,
+            "keepalives_count": 3,
+            "tcp_user_timeout": SILENT_S * 2 * 1000,
+        },
+        pool_size=POOL_MAX,
+        pool_timeout=lock_timeout_s,
+        pool_use_lifo=True,  # the connection used last has prepared what the next one needs
+        hide_parameters=True,
+    )
+
+    @sa.event.listens_for(made, "connect")
+    def _configure(connection: Any, record: Any) -> None:
+        record.info["is_pooled"] = is_pooled(connection)
+        if record.info["is_pooled"]:
+            connection.prepare_threshold = None
+            record.info["begin"] = "; ".join(
+                ["BEGIN", *(f"SET LOCAL {name} = '{value}'" for name, value in timeouts.items())]
+            )
+        else:
+            record.info["begin"] = "BEGIN"
+            for name, value in timeouts.items():
+                connection.execute(f"SET {name} = '{value}'")
+        connection.commit()
+        record.info["used_at"] = time.monotonic()
+
+    @sa.event.listens_for(made, "checkin")
+    def _note(_connection: Any, record: Any) -> None:
+        record.info["used_at"] = time.monotonic()
+
+    @sa.event.listens_for(made, "checkout")
+    def _ping(connection: Any, record: Any, _proxy: Any) -> None:
+        if time.monotonic() - record.info.get("used_at", 0.0) > PING_AFTER_S:
+            try:
+                made.dialect.do_ping(connection)
+            except made.dialect.loaded_dbapi.Error as error:
+                raise sa.exc.DisconnectionError from error  # the pool opens another
+
+    return made
+
+
+def is_pooled(connection: Any) -> bool:
+    """Whether something stands between this client and its server session.
+
+    A server tells its session's number when a connection begins (libpq's PQbackendPID); poolers tell one of
+    their own.
+    """
+    (session,) = connection.execute("SELECT pg_backend_pid()").fetchone()
+    return bool(session != connection.info.backend_pid)
+
+
+@contextmanager
+def single_statements(connection: sa.PoolProxiedConnection) -> Iterator[None]:
+    """Within, a statement is a transaction of its own, in one round trip, unless `begin` was called."""
+    driver: Any = connection.driver_connection
+    driver.autocommit = True
+    yield
+    driver.autocommit = False
+
+
+def begin(connection: sa.PoolProxiedConnection, cursor: Any, *, durable: bool) -> None:
+    """Begins a transaction in one round trip. Not `durable`: its commit does not wait for the disk."""
+    statement = connection.info["begin"]
+    several = statement if durable else f"{statement}; SET LOCAL synchronous_commit = off"
+    cursor.execute(several, prepare=False)
+
+
+def seconds(cursor: DBAPICursor) -> float:
+    """The server's time, in seconds since 1970."""
+    cursor.execute("SELECT extract(epoch FROM clock_timestamp())")
+    ((now,),) = cursor.fetchall()
+    return float(now)
