@@ -7,7 +7,7 @@ One `Worker` for each process. Its threads and what passes between them:
        │                  keeper (prolongs leases)                       │
        └──────────────────── there is room again ────────────────────────┘
 
-`python -m webhook.worker` runs one without the web side.
+`python -m webhook.worker` runs one without the web side, or several under a supervisor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -30,7 +30,7 @@ from webhook import logs, settings
 from webhook.attempt import Lease, Means, Task, attempt, log_ending
 from webhook.clocks import elapsed_s
 from webhook.copier import Copier
-from webhook.database import BUSY_TIMEOUT_S
+from webhook.database import BUSY_TIMEOUT_S, prepare
 from webhook.deletes import Deletes
 from webhook.entries import BACKFILL, LIVE, Claim, Ending, Released, Request
 from webhook.errors import LedgerUnavailable, ReplicatorError, StoreError
@@ -45,6 +45,7 @@ from webhook.reconcile import Sides, Sweeper
 from webhook.rules import Rule
 from webhook.settings import Settings, WorkerSettings
 from webhook.source import Source
+from webhook.supervisor import Supervisor, call_when_parent_is_gone
 from webhook.target import Target
 
 POLL_S = 0.05
@@ -65,6 +66,7 @@ TROUBLE_DELAY_S = 0.5
 DEAD_CHECK_S = 5.0
 TIDY_S = 600.0
 """Between looks for old uploads."""
+PROCESSES_MAX = 256
 HALT_S = 3.0
 """How long a copy whose drain time is over may take to notice."""
 
@@ -480,21 +482,65 @@ def stop_on_signals(begin: Callable[[], None]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a worker until SIGTERM or SIGINT. Exit code 2: settings or ledger cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m webhook.worker",
-        description="Copies what the ledger holds, without the web side. Settings come from the environment "
-        "and .env, as for the web process; .env.example lists them. SIGTERM lets running copies finish, a "
-        "second one ends the process at once.",
-    )
-    parser.parse_args(arguments)
+    """Runs workers until SIGTERM or SIGINT. Exit code 2: settings or ledger cannot be used."""
+    asked = _parser().parse_args(arguments)
     try:
         configured = settings.load()
+        if asked.threads:
+            configured = replace(configured, worker=replace(configured.worker, threads=asked.threads))
         logs.configure(configured.log_format)
+        if asked.processes > 1:
+            prepare(configured.database_url)
+            return _supervise(asked.processes, threads=configured.worker.threads)
         service = assemble(configured)
     except ReplicatorError as error:
         print(f"{error.message}\n{error.hint}", file=sys.stderr)  # noqa: T201 - before there is a log
         return 2
+    return _work(service, has_parent=asked.has_parent)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m webhook.worker",
+        description="Copies what the ledger holds, without the web side. Settings come from the environment "
+        "and .env, as for the web process; .env.example lists them. SIGTERM lets running copies finish, a "
+        "second one ends all at once.",
+    )
+    parser.add_argument(
+        "--processes",
+        type=_between(1, PROCESSES_MAX),
+        default=1,
+        metavar="N",
+        help="how many processes; each has MEMORY_BUDGET_MIB of its own, and one that dies is started anew "
+        "(default: 1)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_between(1, settings.THREADS_MAX),
+        metavar="M",
+        help="objects that one process copies at once (default: WORKER_THREADS)",
+    )
+    parser.add_argument("--has-parent", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _between(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"must be between {least} and {most}, not {text!r}")
+        return int(text)
+
+    return number
+
+
+def _supervise(processes: int, *, threads: int) -> int:
+    command = [sys.executable, "-m", "webhook.worker", "--has-parent", "--threads", str(threads)]
+    supervisor = Supervisor(command=command, count=processes)
+    log.info("worker processes start", processes=processes, threads=threads)
+    return supervisor.run()
+
+
+def _work(service: Service, *, has_parent: bool) -> int:
     ended = threading.Event()
 
     def begin() -> None:
@@ -502,6 +548,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ended.set()
 
     stop_on_signals(begin)
+    if has_parent:
+        call_when_parent_is_gone(begin)
     service.start()
     ended.wait()
     service.stop()
