@@ -20,7 +20,7 @@ from webhook.database import LEASES, RULES, SWEEPS, insert_or
 from webhook.ledger import Ledger
 
 OPEN, COMPLETE, DROPPED = "open", "complete", "dropped"
-SWEEPER = "sweeper"
+SWEEPER, PRUNER = "sweeper", "pruner"
 KEPT_FOR_EACH_RULE = 50
 COUNTS = ("compared", "compared_bytes", "missing", "different", "unproven", "extra", "kept", "put")
 _ROW = SWEEPS.c
@@ -216,13 +216,15 @@ class Sweeps:
 
     # ── one at a time ────────────────────────────────────────────────────────────────────────────────
 
-    def take_lease(self, *, worker: str, lease_s: float, is_dead: Callable[[str], bool]) -> bool:
-        """Whether this worker may sweep, for `lease_s` from now: nobody else may, then."""
+    def take_lease(
+        self, *, worker: str, lease_s: float, is_dead: Callable[[str], bool], name: str = SWEEPER
+    ) -> bool:
+        """Whether this worker may sweep (or prune), for `lease_s` from now: nobody else may, then."""
         now = self._ledger.clock()
         with self._ledger.reading() as connection:
-            holder = connection.execute(sa.select(LEASES.c.worker).where(LEASES.c.name == SWEEPER)).scalar()
+            holder = connection.execute(sa.select(LEASES.c.worker).where(LEASES.c.name == name)).scalar()
         insert = insert_or(self._ledger.dialect, LEASES)
-        insert = insert.values(name=SWEEPER, worker=worker, until=now + lease_s)
+        insert = insert.values(name=name, worker=worker, until=now + lease_s)
         free = [LEASES.c.until <= now, LEASES.c.worker == worker]
         if holder and is_dead(holder):
             free.append(LEASES.c.worker == holder)

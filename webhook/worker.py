@@ -41,11 +41,13 @@ from webhook.memory import MemoryBudget
 from webhook.pace import LedgerSlots
 from webhook.processes import is_dead, own_name
 from webhook.progress import Progress
+from webhook.pruning import Pruner
 from webhook.reconcile import Sides, Sweeper
 from webhook.rules import Rule
 from webhook.settings import Settings, WorkerSettings
 from webhook.source import Source
 from webhook.supervisor import Supervisor, call_when_parent_is_gone
+from webhook.sweeps import PRUNER, Sweeps
 from webhook.target import Target
 
 POLL_S = 0.05
@@ -81,6 +83,7 @@ class Worker:
         self._ledger = ledger
         self._fleet = Fleet(ledger)
         self._options = options
+        self._pruner = Pruner(ledger, keep_s=options.keep_settled_s)
         self.name = own_name()
         self.lease_s = options.lease_s
         self._inbox: Inbox[Task] = Inbox(threads=options.threads)
@@ -271,7 +274,15 @@ class Worker:
                 self.end_old_uploads()
                 self._means.deletes.forget()
                 Progress(self._ledger).forget()
+                self._prune()
             time.sleep(TIDY_S)
+
+    def _prune(self) -> None:
+        lease_s = TIDY_S * 2
+        may = Sweeps(self._ledger).take_lease(worker=self.name, lease_s=lease_s, is_dead=is_dead, name=PRUNER)
+        if may:
+            rules = map(self._means.rules.named, self._means.deletes.breakers())
+            self._pruner.round([rule.name for rule in rules if rule and not rule.deletes])
 
     def end_old_uploads(self) -> None:
         """Those of failed entries: all others are gone on with, or ended by the copy that comes next."""

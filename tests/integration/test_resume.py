@@ -118,7 +118,13 @@ def test_the_upload_of_an_object_that_failed_is_ended_when_its_time_is_over(
     ledger.finish([Buried(claim=claim, error_code="x", error="y")])
     for keep_s, left in ((3600.0, ["key"]), (0.0, [])):
         options = WorkerSettings(
-            threads=1, embedded=True, lease_s=60, attempts_max=1, drain_s=0, upload_keep_s=keep_s
+            threads=1,
+            embedded=True,
+            lease_s=60,
+            attempts_max=1,
+            drain_s=0,
+            upload_keep_s=keep_s,
+            keep_settled_s=0,
         )
         rules = Rules(templates=(Template(name="default", sources=(bucket,), target_bucket=target),))
         means = Means(
