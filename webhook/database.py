@@ -5,6 +5,7 @@ Nothing above this module knows which of the two it is.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -292,6 +293,27 @@ class Compiled:
         return cursor
 
 
+class ForEachRow(Compiled):
+    """An UPDATE that is made of many rows of parameters, all of different entries.
+
+    Where the engine can, in one statement: PostgreSQL's work for each one, and the driver's, is several times
+    that for each row of one.
+    """
+
+    def __init__(self, statement: Any, engine: sa.Engine, *, types: Mapping[str, Any]) -> None:
+        """`types`: of the parameters that are no texts, by name."""
+        self._takes_all = engine.dialect.name == "postgresql"
+        if self._takes_all:
+            statement = pg.update_from_rows(statement, types=types)
+        super().__init__(statement, engine)
+
+    def run(self, cursor: DBAPICursor, *rows: Mapping[str, Any]) -> DBAPICursor:
+        """Executes it; the cursor's `rowcount` tells how many rows it changed in all."""
+        if not self._takes_all:
+            return super().run(cursor, *rows)
+        return super().run(cursor, {pg.ROWS: json.dumps(rows)})
+
+
 def reader(engine: sa.Engine) -> sa.Engine:
     """The engine for statements that change nothing and need not be of one moment."""
     if engine.dialect.name == "sqlite":
@@ -308,8 +330,9 @@ def reading(engine: sa.Engine) -> Iterator[DBAPICursor]:
 
 
 @contextmanager
-def writing(engine: sa.Engine, *, durable: bool) -> Iterator[DBAPICursor]:
-    """A cursor in a transaction: all of it, or nothing. `durable`: it survives a power cut.
+def writing(engine: sa.Engine, *, durable: bool, by_index: bool = False) -> Iterator[DBAPICursor]:
+    """A cursor in a transaction: all of it, or nothing. `durable`: it survives a power cut; `by_index`: it
+    changes few rows, named by their keys.
 
     Raises: LedgerUnavailable.
     """
@@ -318,7 +341,7 @@ def writing(engine: sa.Engine, *, durable: bool) -> Iterator[DBAPICursor]:
         if engine.dialect.name == "sqlite":
             _begin_sqlite(connection, cursor, "FULL" if durable else "NORMAL")
         else:
-            pg.begin(connection, cursor, durable=durable)
+            pg.begin(connection, cursor, traits(engine), durable=durable, by_index=by_index)
         yield cursor
         connection.commit()
 

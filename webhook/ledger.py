@@ -102,7 +102,7 @@ class Ledger:
         self._wakeups = Wakeups(engine) if has_server else None
         self._first_due_at = math.inf
         self._listeners: list[Callable[[], None]] = []
-        self._sql = statements.Statements(engine, by_place=traits(engine).has_places)
+        self._sql = statements.Statements(engine, by_place=traits(engine).is_postgresql)
         self._put_together = Together(self._put_all)
         self._taker: Taker | None = None
         self.live_seen_at = -math.inf
@@ -249,7 +249,7 @@ class Ledger:
         """Ends claims, all in one transaction; gives how many of them were still held."""
         now = self.clock()
         in_order = sorted(endings, key=lambda each: (each.claim.rule, each.claim.key))
-        with self.writing(durable=False) as cursor:
+        with self.writing(durable=False, by_index=True) as cursor:
             held = 0
             for kind, group in itertools.groupby(in_order, key=type):
                 rows = [statements.ending_row(ending, now) for ending in group]
@@ -385,9 +385,9 @@ class Ledger:
             yield connection
 
     @contextmanager
-    def writing(self, *, durable: bool = True) -> Iterator[DBAPICursor]:
+    def writing(self, *, durable: bool = True, by_index: bool = False) -> Iterator[DBAPICursor]:
         """A transaction. `durable`: it survives a power cut, as an answered event must; who works on what
-        would be found out anew.
+        would be found out anew. `by_index`: it changes few entries, named by their keys.
 
         Threads queue for SQLite's one write lock here: its own waiting sleeps longer.
         """
@@ -397,7 +397,7 @@ class Ledger:
                 hint="Check its disk, and whether another program holds the file.",
             )
         try:
-            with writing(self._engine, durable=durable) as cursor:
+            with writing(self._engine, durable=durable, by_index=by_index) as cursor:
                 yield cursor
         finally:
             if self._one_writer:

@@ -7,13 +7,15 @@ would keep (settings, prepared statements, LISTEN) is done without there.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.interfaces import DBAPICursor
+from sqlalchemy.sql import visitors
 
 CONNECT_TIMEOUT_S = 5
 POOL_MAX = 32
@@ -27,14 +29,17 @@ SILENT_S = 15
 """A connection that says nothing for this long is asked by TCP whether it still stands."""
 UPGRADE_LOCK = 7_361_420
 """Any number, as long as it stays the same: the advisory lock around an upgrade of the tables."""
+ROWS = "_rows"
+"""The parameter that holds many rows of parameters, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
     """What a server that speaks PostgreSQL's protocol can do."""
 
-    has_places: bool = True
-    """Whether a row's place (`ctid`) finds it again within a transaction."""
+    is_postgresql: bool = True
+    """Whether it is PostgreSQL itself: a row's place (`ctid`) finds it again within a transaction, and its
+    planner takes advice."""
 
 
 def traits(connection: sa.Connection) -> Traits:
@@ -42,7 +47,7 @@ def traits(connection: sa.Connection) -> Traits:
     version = str(connection.exec_driver_sql("SELECT version()").scalar_one())
     is_other = any(name in version for name in ("CockroachDB", "-YB-", "YugabyteDB"))
     has_citus = "SELECT count(*) FROM pg_catalog.pg_extension WHERE extname = 'citus'"
-    return Traits(has_places=not is_other and not connection.exec_driver_sql(has_citus).scalar_one())
+    return Traits(is_postgresql=not is_other and not connection.exec_driver_sql(has_citus).scalar_one())
 
 
 def lock_for_upgrade(connection: sa.Connection) -> None:
@@ -124,11 +129,36 @@ def single_statements(connection: sa.PoolProxiedConnection) -> Iterator[None]:
     driver.autocommit = False
 
 
-def begin(connection: sa.PoolProxiedConnection, cursor: Any, *, durable: bool) -> None:
-    """Begins a transaction in one round trip. Not `durable`: its commit does not wait for the disk."""
-    statement = connection.info["begin"]
-    several = statement if durable else f"{statement}; SET LOCAL synchronous_commit = off"
-    cursor.execute(several, prepare=False)
+def begin(
+    connection: sa.PoolProxiedConnection, cursor: Any, traits: Traits, *, durable: bool, by_index: bool
+) -> None:
+    """Begins a transaction in one round trip.
+
+    Not `durable`: its commit does not wait for the disk. `by_index`: rows are found by the table's indexes,
+    in the order in which they are named, however few the table is thought to have.
+    """
+    parts = [connection.info["begin"]]
+    if traits.is_postgresql and not durable:
+        parts.append("SET LOCAL synchronous_commit = off")
+    if traits.is_postgresql and by_index:
+        parts += [f"SET LOCAL enable_{way} = off" for way in ("seqscan", "hashjoin", "mergejoin")]
+    cursor.execute("; ".join(parts), prepare=False)
+
+
+def update_from_rows(statement: Any, *, types: Mapping[str, Any]) -> Any:
+    """The UPDATE for all rows of a JSON text, the parameter ROWS, instead of for one row's parameters."""
+    names = [name for name, each in statement.compile().binds.items() if each.required]
+    columns = [sa.column(name, types.get(name, sa.Text)) for name in names]
+    text = sa.cast(sa.bindparam(ROWS, type_=sa.Text), postgresql.JSON)
+    given = sa.func.json_to_recordset(text).table_valued(*columns)
+    given = given.render_derived(name="given", with_types=True)
+
+    def column_for(element: Any, **_: Any) -> Any:
+        if isinstance(element, sa.BindParameter) and element.key in names:
+            return given.c[element.key]
+        return None
+
+    return visitors.replacement_traverse(statement, {}, column_for)
 
 
 def seconds(cursor: DBAPICursor) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from webhook.database import ENTRIES, MINUTES, QUARANTINE, Compiled, insert_or
+from webhook.database import ENTRIES, MINUTES, QUARANTINE, Compiled, ForEachRow, insert_or
 from webhook.entries import (
     BACKFILL,
     EVENT_ID_CHARS,
@@ -47,6 +47,14 @@ _CLAIM_COLUMNS = (
     *("rule", "key", "generation", "lane", "attempts", "backoff_s", "event_at"),
     *("source_etag", "target_etag", "upload", "lost", "history", "gone_at", "removal_told", "settled_at"),
 )
+
+
+_TYPES = {
+    **dict.fromkeys(("_number", "_size"), sa.BigInteger),
+    **dict.fromkeys(("_now", "_due_at", "_claimed_at", "_gone_at", "_backoff_s"), sa.Double),
+    **dict.fromkeys(("_uncounted", "_is_back"), sa.Integer),
+}
+"""Of parameters that are no texts."""
 
 
 def new_row(request: Request, *, lane: str, now: float) -> dict[str, Any]:
@@ -344,7 +352,8 @@ class Statements:
         self.release_of = Compiled(theirs.values(due_at=bind("_now")), engine)
         self.extend = Compiled(_held().values(due_at=bind("_until")), engine)
         self.note_upload = Compiled(_held().values(upload=bind("_upload")), engine)
-        self.finish = {kind: Compiled(each, engine) for kind, each in _finish_statements().items()}
+        ends = _finish_statements().items()
+        self.finish = {kind: ForEachRow(each, engine, types=_TYPES) for kind, each in ends}
         minute = [column.name for column in MINUTES.columns]
         self.count_minutes = Compiled(count_minutes(dialect), engine, columns=minute)
 

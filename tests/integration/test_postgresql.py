@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from scripts.local_servers import PostgreSQL
-from webhook import database, postgresql
+from webhook import database, postgresql, statements
 from webhook.database import connect, writing
 from webhook.entries import Request, Settled
 from webhook.errors import LedgerUnavailable
@@ -132,15 +133,15 @@ def test_a_process_that_is_stopped_in_a_transaction_does_not_keep_its_locks(
 
 
 @pytest.mark.parametrize(
-    ("version", "has_places"),
+    ("version", "is_postgresql"),
     [
         ("PostgreSQL 16.4 on x86_64-pc-linux-gnu, compiled by gcc", True),
         ("CockroachDB CCL v25.4.0 (x86_64-pc-linux-gnu, built 2026/01/01)", False),
         ("PostgreSQL 15.12-YB-2025.2.0.0-b0 on x86_64-pc-linux-gnu", False),
     ],
 )
-def test_servers_without_row_places_are_told_by_their_version(
-    url: str, version: str, has_places: bool
+def test_servers_of_other_makes_are_told_by_their_version(
+    url: str, version: str, is_postgresql: bool
 ) -> None:
     engine = connect(url)
     with engine.begin() as connection:
@@ -149,15 +150,34 @@ def test_servers_without_row_places_are_told_by_their_version(
             f"CREATE FUNCTION theirs.version() RETURNS text LANGUAGE sql AS $$ SELECT '{version}' $$"
         )
         connection.exec_driver_sql("SET LOCAL search_path = theirs, pg_catalog, public")
-        assert postgresql.traits(connection).has_places is has_places
+        assert postgresql.traits(connection).is_postgresql is is_postgresql
     engine.dispose()
 
 
 def test_claims_go_by_key_where_rows_have_no_place(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("webhook.postgresql.traits", lambda connection: postgresql.Traits(has_places=False))
+    monkeypatch.setattr(
+        "webhook.postgresql.traits", lambda connection: postgresql.Traits(is_postgresql=False)
+    )
     with closing(Ledger.open(url)) as ledger:
         assert "ctid" not in ledger._sql.claim.sql
         use(ledger)
+
+
+def test_many_endings_change_their_rows_in_the_order_of_their_keys_by_the_index(url: str) -> None:
+    """Whatever the planner believes of a small table: two transactions never wait for each other."""
+    with closing(Ledger.open(url)) as ledger:
+        ledger.put([Request(rule="default", key=f"{number:03}") for number in range(64)])
+        claims = ledger.claim(64, worker="w", lease_s=60)
+        rows = [statements.ending_row(Settled(claim=claim, outcome="unchanged"), 0.0) for claim in claims]
+        asked = ledger._sql.finish[Settled]
+        with ledger.writing(durable=False, by_index=True) as cursor:
+            cursor.execute("ANALYZE entries")
+            values = {**asked._constants, postgresql.ROWS: json.dumps(rows)}
+            cursor.execute(f"EXPLAIN (COSTS OFF) {asked.sql}", values)
+            plan = "\n".join(line for (line,) in cursor.fetchall())
+    assert "Nested Loop" in plan
+    assert "Index Scan using entries_pkey" in plan
+    assert plan.index("Function Scan") < plan.index("Index Scan")
 
 
 # ── words between processes ──────────────────────────────────────────────────────────────────────────
