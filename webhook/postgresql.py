@@ -18,7 +18,8 @@ from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.sql import visitors
 
 CONNECT_TIMEOUT_S = 5
-POOL_MAX = 32
+POOL_KEPT, POOL_MAX = 4, 16
+"""Connections of one process: kept open, and at once. A server has 100 by default, for all processes."""
 STATEMENT_TIMEOUT_S = 30
 """No statement of this service takes long; one that does holds up others."""
 IDLE_IN_TRANSACTION_S = 10
@@ -74,7 +75,8 @@ def engine(url: sa.URL, *, lock_timeout_s: float) -> sa.Engine:
             "keepalives_count": 3,
             "tcp_user_timeout": SILENT_S * 2 * 1000,
         },
-        pool_size=POOL_MAX,
+        pool_size=POOL_KEPT,
+        max_overflow=POOL_MAX - POOL_KEPT,
         pool_timeout=lock_timeout_s,
         pool_use_lifo=True,  # the connection used last has prepared what the next one needs
         hide_parameters=True,

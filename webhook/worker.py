@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import os
 import queue
+import random
 import signal
 import sys
 import threading
@@ -63,8 +64,8 @@ BESIDE_LIVE_THREADS, BESIDE_LIVE_CPU = 0.5, 0.15
 """What the backfill may take while there is live work: of the threads, and of one core."""
 PREFETCH_S = 0.05
 """Claimed ahead: what the copiers get through in this time."""
-TROUBLE_DELAY_S = 0.5
-"""Between tries while the ledger cannot be used."""
+TROUBLE_DELAY_S, TROUBLE_DELAY_MAX_S = 0.5, 5.0
+"""Between tries while the ledger cannot be used: the first, and what it grows to."""
 DEAD_CHECK_S = 5.0
 TIDY_S = 600.0
 """Between looks for old uploads."""
@@ -92,6 +93,7 @@ class Worker:
         self._held_lock = threading.Lock()
         self._held_live = 0
         self._finished = 0
+        self._pauses_s: dict[str, float] = {}
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -295,15 +297,23 @@ class Worker:
 
     @contextlib.contextmanager
     def _surviving(self, trouble: str) -> Iterator[None]:
-        """A loop outlives whatever one round of it meets; what it was about is found again by its lease."""
+        """A loop outlives whatever one round of it meets; what it was about is found again by its lease.
+
+        The next round comes later each time it meets something.
+        """
         try:
             yield
         except (LedgerUnavailable, StoreError) as error:
             log.warning(trouble, error=error.message)
-            self._stopping.wait(TROUBLE_DELAY_S)
         except Exception:
             log.exception(trouble)
-            self._stopping.wait(TROUBLE_DELAY_S)
+        else:
+            self._pauses_s.pop(trouble, None)
+            return
+        longest = min(TROUBLE_DELAY_MAX_S, self._options.lease_s / 4)
+        pause_s = min(longest, self._pauses_s.get(trouble, TROUBLE_DELAY_S))
+        self._pauses_s[trouble] = pause_s * 2
+        self._stopping.wait(pause_s * random.uniform(0.5, 1.0))  # so that a fleet does not come all at once
 
     def _keep_leases(self) -> None:
         with self._held_lock:
