@@ -175,6 +175,8 @@ MINUTES = sa.Table(
     sa.Column("lane", sa.Text, primary_key=True),
     # of the time from the change to its settling: see webhook.progress
     sa.Column("bucket", sa.Integer, primary_key=True),
+    # a number that few processes have in common, so that they seldom wait for each other
+    sa.Column("share", sa.Integer, primary_key=True),
     sa.Column("objects", sa.BigInteger),
     sa.Column("bytes", sa.BigInteger),
 )

@@ -25,6 +25,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import random
 import threading
 import time
 from collections import Counter
@@ -74,6 +75,8 @@ LOOK_ALONE_S = 0.05
 """How soon an idle worker notices what another process put, by looking."""
 LOOK_S = 1.0
 """The same, where others tell of what they put."""
+SHARES = 256
+"""Of the counts of a minute: each process adds to one of so many rows."""
 ROW = ENTRIES.c
 
 
@@ -100,6 +103,7 @@ class Ledger:
         has_server = engine.dialect.name != "sqlite"
         self._one_writer = None if has_server else threading.Lock()
         self._wakeups = Wakeups(engine) if has_server else None
+        self._share = random.randrange(SHARES)
         self._first_due_at = math.inf
         self._listeners: list[Callable[[], None]] = []
         self._sql = statements.Statements(engine, by_place=traits(engine).is_postgresql)
@@ -204,9 +208,9 @@ class Ledger:
         """Up to `limit` entries that are due, live lane first, also those whose lease ran out; `limits`: no
         more than that of a lane.
         """
-        most = {lane: min(limit, limits[lane]) if limits else limit for lane in LANES}
-        due = self._lanes_due()
-        if not any(most[lane] > 0 for lane in due):
+        lanes = self._lanes_due()
+        most = {lane: min(limit, limits[lane]) if limits else limit for lane in lanes}
+        if not any(room > 0 for room in most.values()):
             return []
         with self._claiming() as cursor:
             return self._claim(cursor, self._taken(worker=worker, lease_s=lease_s), most, limit)
@@ -255,7 +259,7 @@ class Ledger:
                 rows = [statements.ending_row(ending, now) for ending in group]
                 held += self._sql.finish[kind].run(cursor, *rows).rowcount
             # of claims that were lost meanwhile, somebody else's ending counts
-            if held == len(endings) and (minutes := _minutes(endings, now)):
+            if held == len(endings) and (minutes := _minutes(endings, now, self._share)):
                 self._sql.count_minutes.run(cursor, *minutes)
         if held:
             self._tell_here()
@@ -428,7 +432,7 @@ def _no_counts() -> dict[str, dict[str, int]]:
     return {state: dict.fromkeys(LANES, 0) for state in STATES}
 
 
-def _minutes(endings: Sequence[Ending], now: float) -> list[Row]:
+def _minutes(endings: Sequence[Ending], now: float, share: int) -> list[Row]:
     """What a minute's counts grow by: one row for each rule, lane and bucket of lag, in key order."""
     objects: Counter[tuple[str, str, int]] = Counter()
     sizes: Counter[tuple[str, str, int]] = Counter()
@@ -437,9 +441,9 @@ def _minutes(endings: Sequence[Ending], now: float) -> list[Row]:
             group = (each.claim.rule, each.claim.lane, bucket_of(now - each.claim.event_at))
             objects[group] += 1
             sizes[group] += each.bytes_copied
-    names = ("minute", "rule", "lane", "bucket", "objects", "bytes")
+    names = ("minute", "rule", "lane", "bucket", "share", "objects", "bytes")
     minute = int(now // 60)
     return [
-        dict(zip(names, (minute, *group, objects[group], sizes[group]), strict=True))
+        dict(zip(names, (minute, *group, share, objects[group], sizes[group]), strict=True))
         for group in sorted(objects)
     ]

@@ -158,7 +158,7 @@ def count_minutes(dialect: str) -> Any:
     insert = insert_or(dialect, MINUTES)
     counts = MINUTES.c
     return insert.on_conflict_do_update(
-        index_elements=[counts.minute, counts.rule, counts.lane, counts.bucket],
+        index_elements=[counts.minute, counts.rule, counts.lane, counts.bucket, counts.share],
         set_={
             "objects": counts.objects + insert.excluded.objects,
             "bytes": counts.bytes + insert.excluded.bytes,
