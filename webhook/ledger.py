@@ -52,6 +52,7 @@ from webhook.database import (
 )
 from webhook.database import clock as database_clock
 from webhook.entries import (
+    BACKFILL,
     FAILED,
     LANES,
     LIVE,
@@ -203,13 +204,24 @@ class Ledger:
     # ── working ──────────────────────────────────────────────────────────────────────────────────────
 
     def claim(
-        self, limit: int, limits: Mapping[str, int] | None = None, *, worker: str, lease_s: float
+        self,
+        limit: int,
+        *,
+        backfill_max: int | None = None,
+        backfill_owed: int = 0,
+        worker: str,
+        lease_s: float,
     ) -> list[Claim]:
-        """Up to `limit` entries that are due, live lane first, also those whose lease ran out; `limits`: no
-        more than that of a lane.
+        """Up to `limit` entries that are due, live lane first, also those whose lease ran out; of the
+        backfill no more than `backfill_max`, and `backfill_owed` before anything else, if so much is due.
         """
         lanes = self._lanes_due()
-        most = {lane: min(limit, limits[lane]) if limits else limit for lane in lanes}
+        most = dict.fromkeys(lanes, limit)
+        if BACKFILL in lanes:
+            most[BACKFILL] = max(backfill_owed, limit if backfill_max is None else backfill_max)
+            limit = max(limit, backfill_owed)
+            if LIVE in lanes:
+                most[LIVE] = limit - backfill_owed
         if not any(room > 0 for room in most.values()):
             return []
         with self._claiming() as cursor:

@@ -62,6 +62,7 @@ QUIET_S = 2.0
 """Without live work for this long, the backfill gets all threads."""
 BESIDE_LIVE_THREADS, BESIDE_LIVE_CPU = 0.5, 0.15
 """What the backfill may take while there is live work: of the threads, and of one core."""
+OWED_AGAIN_S = 0.5
 PREFETCH_S = 0.05
 """Claimed ahead: what the copiers get through in this time."""
 TROUBLE_DELAY_S, TROUBLE_DELAY_MAX_S = 0.5, 5.0
@@ -93,6 +94,7 @@ class Worker:
         self._held_lock = threading.Lock()
         self._held_live = 0
         self._finished = 0
+        self._owes_from = 0.0
         self._pauses_s: dict[str, float] = {}
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -172,14 +174,13 @@ class Worker:
             rate.update(self._finished)
             ahead = min(CLAIM_MAX, int(rate.per_s * PREFETCH_S))
             self._inbox.allow_backfill(self._allowance())
-            owed = self._inbox.owed_backfill()
+            owed = self._inbox.owed_backfill() if time.monotonic() >= self._owes_from else 0
             limit = min(CLAIM_MAX, self._inbox.room() + ahead)
             if limit <= ahead // 2 and not owed:
                 self._wake.wait(POLL_S)
                 continue
-            limits = {LIVE: max(0, limit - owed), BACKFILL: max(owed, self._inbox.backfill_room() + ahead)}
             with self._surviving("cannot claim"):
-                if not self._claim(max(limit, owed), limits):
+                if not self._claim(max(0, limit), self._inbox.backfill_room() + ahead, owed):
                     self._wake.wait(self._ledger.idle_s())
 
     def _allowance(self) -> Allowance:
@@ -189,9 +190,17 @@ class Worker:
             return Allowance(at_once=threads)
         return Allowance(at_once=max(1, int(threads * BESIDE_LIVE_THREADS)), cpu_share=BESIDE_LIVE_CPU)
 
-    def _claim(self, limit: int, limits: Mapping[str, int]) -> int:
+    def _claim(self, limit: int, backfill_max: int, backfill_owed: int) -> int:
         asked_at = elapsed_s()
-        claims = self._ledger.claim(limit, limits, worker=self.name, lease_s=self.lease_s)
+        claims = self._ledger.claim(
+            limit,
+            backfill_max=backfill_max,
+            backfill_owed=backfill_owed,
+            worker=self.name,
+            lease_s=self.lease_s,
+        )
+        if backfill_owed and not any(claim.lane == BACKFILL for claim in claims):
+            self._owes_from = time.monotonic() + OWED_AGAIN_S  # there is none that is due
         self.take(claims, asked_at)
         return len(claims)
 

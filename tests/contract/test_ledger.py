@@ -125,6 +125,22 @@ def test_the_live_lane_goes_first(ledger: Ledger, clock: Clock) -> None:
     assert [claim.key for claim in take(ledger, 2)] == ["old"]
 
 
+def test_backfill_that_is_owed_is_claimed_before_live_work_and_costs_it_nothing_where_there_is_none(
+    ledger: Ledger, clock: Clock
+) -> None:
+    def owing(limit: int) -> list[str]:
+        claims = ledger.claim(limit, backfill_max=0, backfill_owed=1, worker="w", lease_s=LEASE_S)
+        return [claim.lane for claim in claims]
+
+    ledger.put([ask(f"live {number}") for number in range(6)])
+    assert owing(2) == [LIVE, LIVE], "nothing of the backfill is due"
+    ledger.put([ask("old"), ask("older")], lane=BACKFILL)
+    assert owing(1) == [BACKFILL]
+    assert owing(3) == [LIVE, LIVE, BACKFILL]
+    assert owing(0) == []
+    assert owing(2) == [LIVE, LIVE]
+
+
 def test_a_finished_entry_takes_the_lane_of_its_next_request(ledger: Ledger) -> None:
     bring_to(ledger, "settled", ask())
     ledger.put([ask()], lane=BACKFILL)
