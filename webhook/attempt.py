@@ -167,8 +167,10 @@ def _describe(error: Exception) -> tuple[str, str]:
     return "unexpected", f"{type(error).__name__}, see the log"
 
 
-def log_ending(task: Task, ending: Ending, *, settled_at: float) -> None:
-    """The one line of log for an entry whose ending is on record, since when."""
+def log_ending(task: Task, ending: Ending, *, settled_at: float, is_lost: bool = False) -> None:
+    """The one line of log for an attempt whose ending is on record, since when; `is_lost`: it is not, because
+    somebody else had claimed the entry meanwhile.
+    """
     claim = task.claim
     facts: dict[str, Any] = {
         "key": claim.key,
@@ -178,6 +180,9 @@ def log_ending(task: Task, ending: Ending, *, settled_at: float) -> None:
         "attempts": claim.attempts,
         "claim": claim.number,
     }
+    if is_lost:
+        log.warning("claim lost", ending=type(ending).__name__.lower(), **facts)
+        return
     match ending:
         case Settled():
             lag_ms = round((settled_at - claim.event_at) * 1000, 1)

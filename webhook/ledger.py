@@ -277,6 +277,12 @@ class Ledger:
             self._tell_here()
         return held
 
+    def overtaken(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Those whose entries somebody else has claimed since."""
+        with reading(self._engine) as cursor:
+            rows = [(claim, statements.held_row(claim)) for claim in claims]
+            return [claim for claim, row in rows if self._sql.is_overtaken.run(cursor, row).fetchall()]
+
     def release_of(self, is_dead: Callable[[str], bool]) -> int:
         """Makes the running entries of workers that are known to be dead due at once; gives how many."""
         now = {"_now": self.clock()}

@@ -1,9 +1,11 @@
-"""Which process is which, and whether one that held claims is surely gone."""
+"""Which process is which, whether one that held claims is surely gone, and how one is asked to stop."""
 
 from __future__ import annotations
 
 import os
 import platform
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -23,6 +25,18 @@ def is_dead(name: str) -> bool:
     except ValueError:
         return False
     return place != "" and place == _place() and _started(pid) != started
+
+
+def stop_on_signals(begin: Callable[[], None]) -> None:
+    """SIGTERM and SIGINT call `begin`, which must return at once; a second one ends the process."""
+
+    def handle(number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + number))
+        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + number))
+        begin()
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
 
 
 def _started(pid: str) -> str:

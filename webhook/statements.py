@@ -244,6 +244,12 @@ def _held() -> sa.Update:
     )
 
 
+def _overtaken() -> sa.Select[Any]:
+    """A row if the entry of a claim has a later one."""
+    entry = sa.select(sa.literal(1)).where(ROW.rule == bind("_rule"), ROW.key == bind("_key"))
+    return entry.where(ROW.claim_number > bind("_number", type_=sa.BigInteger))
+
+
 def held_row(claim: Claim) -> dict[str, Any]:
     """The values that name a claim in statements made of `_held`."""
     return {"_rule": claim.rule, "_key": claim.key, "_number": claim.number}
@@ -351,6 +357,7 @@ class Statements:
         theirs = update_in_order(*_leased(), ROW.worker == bind("_worker"))
         self.release_of = Compiled(theirs.values(due_at=bind("_now")), engine)
         self.extend = Compiled(_held().values(due_at=bind("_until")), engine)
+        self.is_overtaken = Compiled(_overtaken(), engine)
         self.note_upload = Compiled(_held().values(upload=bind("_upload")), engine)
         ends = _finish_statements().items()
         self.finish = {kind: ForEachRow(each, engine, types=_TYPES) for kind, each in ends}

@@ -17,7 +17,6 @@ import contextlib
 import os
 import queue
 import random
-import signal
 import sys
 import threading
 import time
@@ -40,7 +39,7 @@ from webhook.inbox import Allowance, Inbox
 from webhook.ledger import Ledger
 from webhook.memory import MemoryBudget
 from webhook.pace import LedgerSlots
-from webhook.processes import is_dead, own_name
+from webhook.processes import is_dead, own_name, stop_on_signals
 from webhook.progress import Progress
 from webhook.pruning import Pruner
 from webhook.reconcile import Sides, Sweeper
@@ -255,9 +254,11 @@ class Worker:
 
     def _finish(self, batch: Sequence[tuple[Task, Ending]]) -> None:
         """Commits, for as long as it takes: the leases are kept meanwhile, and fence it if they are not."""
+        endings = [ending for _, ending in batch]
         while True:
             try:
-                self._ledger.finish([ending for _, ending in batch])
+                held = self._ledger.finish(endings)
+                lost = self._ask_again_for_lost(endings) if held < len(endings) else set()
             except LedgerUnavailable as error:
                 log.warning("cannot settle", entries=len(batch), error=error.message)
                 time.sleep(TROUBLE_DELAY_S)
@@ -265,7 +266,16 @@ class Worker:
                 break
         settled_at = self._ledger.clock()
         for task, ending in batch:
-            log_ending(task, ending, settled_at=settled_at)
+            log_ending(task, ending, settled_at=settled_at, is_lost=_id(task.claim) in lost)
+
+    def _ask_again_for_lost(self, endings: Sequence[Ending]) -> set[tuple[str, str, int]]:
+        """What was written under a claim that somebody else took over, may have come after that one's copy:
+        whoever claims the entry next looks once more. Gives the claims.
+        """
+        lost = self._ledger.overtaken([each.claim for each in endings])
+        if lost:
+            self._ledger.put([Request(rule=claim.rule, key=claim.key) for claim in lost])
+        return {_id(claim) for claim in lost}
 
     def _keep_loop(self) -> None:
         pause_s = min(self._options.lease_s / 4, DEAD_CHECK_S)
@@ -497,18 +507,6 @@ def assemble(configured: Settings) -> Service:
     return Service(
         sides=sides, ledger=ledger, deletes=deletes, copiers=copiers, worker=worker, sweeper=sweeper
     )
-
-
-def stop_on_signals(begin: Callable[[], None]) -> None:
-    """SIGTERM and SIGINT call `begin`, which must return at once; a second one ends the process."""
-
-    def handle(number: int, _frame: object) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + number))
-        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + number))
-        begin()
-
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -309,6 +309,18 @@ def test_what_is_handed_back_is_due_at_once(ledger: Ledger) -> None:
     assert (again.number, again.attempts, again.upload) == (2, 1, "left over")
 
 
+def test_it_tells_whose_entries_were_claimed_by_somebody_else_since(ledger: Ledger, clock: Clock) -> None:
+    ledger.put([ask(key) for key in "abc"])
+    claims = sorted(take(ledger, lease_s=10), key=lambda claim: claim.key)
+    assert ledger.overtaken(claims) == []
+    ledger.finish([settled(claims[0])])
+    clock.now += 11
+    theirs = take(ledger, 1, worker="other")[0]
+    assert ledger.overtaken(claims) == [claim for claim in claims if claim.key == theirs.key]
+    assert ledger.overtaken([theirs]) == []
+    assert ledger.overtaken([]) == []
+
+
 def test_finishing_many_tells_how_many_were_still_held(ledger: Ledger, clock: Clock) -> None:
     ledger.put([ask(key) for key in "abcdefgh"])
     claims = sorted(take(ledger), key=lambda claim: claim.key)
