@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -314,6 +315,44 @@ class ForEachRow(Compiled):
         if not self._takes_all:
             return super().run(cursor, *rows)
         return super().run(cursor, {pg.ROWS: json.dumps(rows)})
+
+
+class InsertRows(Compiled):
+    """An INSERT … ON CONFLICT of many rows, whose conflicts may also be with each other.
+
+    On PostgreSQL in one statement for all rows of different keys, one after the other for those of the same.
+    """
+
+    def __init__(
+        self, table: sa.Table, columns: Sequence[str], engine: sa.Engine, complete: Callable[[Any], Any]
+    ) -> None:
+        """`complete` makes the whole statement of its INSERT."""
+        self._takes_all = engine.dialect.name == "postgresql"
+        self._key = [column.name for column in table.primary_key]
+        insert = insert_or(engine.dialect.name, table)
+        if self._takes_all:
+            super().__init__(complete(pg.insert_from_rows(insert, table, columns)), engine)
+        else:
+            super().__init__(complete(insert), engine, columns=columns)
+
+    def run(self, cursor: DBAPICursor, *rows: Mapping[str, Any]) -> DBAPICursor:
+        """Executes it; each row finds what those before it have left."""
+        if not self._takes_all:
+            return super().run(cursor, *rows)
+        for group in self._of_different_keys(rows):
+            super().run(cursor, {pg.ROWS: json.dumps(group)})
+        return cursor
+
+    def _of_different_keys(self, rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+        groups: list[list[Mapping[str, Any]]] = []
+        seen: Counter[tuple[Any, ...]] = Counter()
+        for row in rows:
+            key = tuple(row[name] for name in self._key)
+            if seen[key] == len(groups):
+                groups.append([])
+            groups[seen[key]].append(row)
+            seen[key] += 1
+        return groups
 
 
 def reader(engine: sa.Engine) -> sa.Engine:

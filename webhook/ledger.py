@@ -76,6 +76,10 @@ LOOK_ALONE_S = 0.05
 """How soon an idle worker notices what another process put, by looking."""
 LOOK_S = 1.0
 """The same, where others tell of what they put."""
+LATE_S = 2.0
+"""What becomes due is on record by then, as a rule; what took longer is found by looking everywhere."""
+EVERYWHERE_S = 5.0
+"""That is looked this often."""
 SHARES = 256
 """Of the counts of a minute: each process adds to one of so many rows."""
 ROW = ENTRIES.c
@@ -106,6 +110,8 @@ class Ledger:
         self._wakeups = Wakeups(engine) if has_server else None
         self._share = random.randrange(SHARES)
         self._first_due_at = math.inf
+        self._since = dict.fromkeys(LANES, 0.0)
+        self._looks_everywhere_at = -math.inf
         self._listeners: list[Callable[[], None]] = []
         self._sql = statements.Statements(engine, by_place=traits(engine).is_postgresql)
         self._put_together = Together(self._put_all)
@@ -235,7 +241,7 @@ class Ledger:
         for lane, most in limits.items():
             room = min(most, limit - len(claims))
             if room > 0:
-                due = {"_lane": lane, "_limit": room}
+                due = {"_lane": lane, "_limit": room, "_since": self._since[lane]}
                 found = self._sql.claim.run(cursor, taken | due).fetchall()
                 claims += statements.claims(found, taken["_now"])
         return claims
@@ -378,14 +384,21 @@ class Ledger:
     # ── the database ───────────────────────────────────────────────────────────────────────────────────────
 
     def _lanes_due(self) -> list[str]:
-        """Where something is due. A read that takes no lock: idle workers ask many times a second."""
+        """Where something is due. A read that takes no lock: idle workers ask many times a second.
+
+        It looks behind what was due first the last time: before that lie dead rows, in PostgreSQL many.
+        """
+        if time.monotonic() >= self._looks_everywhere_at:
+            self._looks_everywhere_at = time.monotonic() + EVERYWHERE_S
+            self._since = dict.fromkeys(LANES, 0.0)
+        where = {statements.since(lane): since for lane, since in self._since.items()}
         with reading(self._engine) as cursor:
-            live_worker, *first = self._sql.next_due.run(cursor).fetchall()[0]
+            live_worker, *found = self._sql.next_due.run(cursor, where).fetchall()[0]
         now = self.clock()
-        self._first_due_at = min((due_at for due_at in first if due_at is not None), default=math.inf)
-        due = [
-            lane for lane, due_at in zip(LANES, first, strict=True) if due_at is not None and due_at <= now
-        ]
+        first = {lane: math.inf if at is None else at for lane, at in zip(LANES, found, strict=True)}
+        self._since = {lane: min(at, now) - LATE_S for lane, at in first.items()}
+        self._first_due_at = min(first.values())
+        due = [lane for lane, at in first.items() if at <= now]
         if live_worker or LIVE in due:
             self.live_seen_at = time.monotonic()
         return due

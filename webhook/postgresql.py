@@ -7,7 +7,7 @@ would keep (settings, prepared statements, LISTEN) is done without there.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -150,10 +150,7 @@ def begin(
 def update_from_rows(statement: Any, *, types: Mapping[str, Any]) -> Any:
     """The UPDATE for all rows of a JSON text, the parameter ROWS, instead of for one row's parameters."""
     names = [name for name, each in statement.compile().binds.items() if each.required]
-    columns = [sa.column(name, types.get(name, sa.Text)) for name in names]
-    text = sa.cast(sa.bindparam(ROWS, type_=sa.Text), postgresql.JSON)
-    given = sa.func.json_to_recordset(text).table_valued(*columns)
-    given = given.render_derived(name="given", with_types=True)
+    given = _rows([sa.column(name, types.get(name, sa.Text)) for name in names])
 
     def column_for(element: Any, **_: Any) -> Any:
         if isinstance(element, sa.BindParameter) and element.key in names:
@@ -161,6 +158,19 @@ def update_from_rows(statement: Any, *, types: Mapping[str, Any]) -> Any:
         return None
 
     return visitors.replacement_traverse(statement, {}, column_for)
+
+
+def insert_from_rows(insert: Any, table: sa.Table, names: Sequence[str]) -> Any:
+    """The INSERT of all rows of a JSON text, the parameter ROWS."""
+    given = _rows([sa.column(name, table.c[name].type) for name in names])
+    return insert.from_select(names, sa.select(*given.c))
+
+
+def _rows(columns: Sequence[sa.ColumnClause[Any]]) -> Any:
+    text = sa.cast(sa.bindparam(ROWS, type_=sa.Text), postgresql.JSON)
+    return (
+        sa.func.json_to_recordset(text).table_valued(*columns).render_derived(name="given", with_types=True)
+    )
 
 
 def seconds(cursor: DBAPICursor) -> float:

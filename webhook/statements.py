@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 
-from webhook.database import ENTRIES, MINUTES, QUARANTINE, Compiled, ForEachRow, insert_or
+from webhook.database import ENTRIES, MINUTES, QUARANTINE, Compiled, ForEachRow, InsertRows, insert_or
 from webhook.entries import (
     BACKFILL,
     EVENT_ID_CHARS,
@@ -86,13 +87,12 @@ def misfit_row(misfit: Misfit, *, now: float) -> dict[str, Any]:
     return {**asdict(misfit), "times_seen": 1, "first_seen_at": now, "last_seen_at": now}
 
 
-def put_entries(dialect: str, *, hurry: bool) -> Any:
-    """Inserts rows, or asks once more for those that are there; `hurry` ends a back-off.
+def put_entries(insert: Any, *, hurry: bool) -> Any:
+    """An INSERT of rows that asks once more for those that are there; `hurry` ends a back-off.
 
     What failed is left to a person where a sweep asks for it. A delete that is pending is forgotten where
     anything but another removal is told: the key may be there again.
     """
-    insert = insert_or(dialect, ENTRIES)
     new = insert.excluded
     is_event = new.recent_events != ""
     repeated = sa.and_(is_event, ROW.recent_events.contains(new.recent_events))
@@ -172,7 +172,7 @@ def _due(dialect: str, *, by_place: bool) -> sa.ColumnElement[bool]:
     By their places in the table where it has them: joined by their keys, PostgreSQL may read the whole table
     for a few.
     """
-    is_due = (ROW.lane == bind("_lane"), ROW.due_at <= bind("_now"))
+    is_due = (ROW.lane == bind("_lane"), ROW.due_at >= bind("_since"), ROW.due_at <= bind("_now"))
     most = bind("_limit", type_=sa.Integer)
     if not by_place:
         some = sa.select(ROW.rule, ROW.key).where(*is_due).order_by(ROW.due_at).limit(most)
@@ -186,20 +186,25 @@ def _due(dialect: str, *, by_place: bool) -> sa.ColumnElement[bool]:
 
 def _next_due() -> sa.Select[Any]:
     """Who works on the first live entry, and when the first entry of each lane is due, NULL where nobody does
-    or none is: the ends of an index, on any planner.
+    or none is: the ends of an index, on any planner; of each lane, from `since(lane)` on.
     """
-    live = (ROW.lane == LIVE, ROW.due_at.is_not(None))
+    live = (ROW.lane == LIVE, ROW.due_at >= bind(since(LIVE)))
     first_live = sa.select(ROW.worker).where(*live).order_by(ROW.due_at).limit(1)
     return sa.select(
         first_live.scalar_subquery(),
         *(
             sa.select(sa.func.min(ROW.due_at))
-            .where(ROW.lane == lane, ROW.due_at.is_not(None))
+            .where(ROW.lane == lane, ROW.due_at >= bind(since(lane)))
             .scalar_subquery()
             .label(lane)
             for lane in LANES
         ),
     )
+
+
+def since(lane: str) -> str:
+    """The parameter that says from when on a lane is looked at."""
+    return f"_since_{lane}"
 
 
 def _leased() -> tuple[sa.ColumnElement[bool], ...]:
@@ -345,8 +350,8 @@ class Statements:
     def __init__(self, engine: sa.Engine, *, by_place: bool = True) -> None:
         dialect = engine.dialect.name
         row = list(new_row(Request(rule="", key=""), lane="", now=0.0))
-        self.put = Compiled(put_entries(dialect, hurry=False), engine, columns=row)
-        put_now = put_entries(dialect, hurry=True).returning(ROW.generation)
+        self.put = InsertRows(ENTRIES, row, engine, partial(put_entries, hurry=False))
+        put_now = put_entries(insert_or(dialect, ENTRIES), hurry=True).returning(ROW.generation)
         self.put_now = Compiled(put_now, engine, columns=row)
         misfit = list(misfit_row(Misfit(record_id="", reason="", raw=""), now=0.0))
         self.keep = Compiled(keep_misfits(dialect), engine, columns=misfit)

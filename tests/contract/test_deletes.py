@@ -63,7 +63,8 @@ class Stores:
             return None
         return ObjectInfo(size=1, etag=self.target[key], version_id="", properties=Properties(), tag_count=0)
 
-    def remove_copy(self, rule: Rule, key: str, *, permit: Any) -> bool:
+    def remove_copy(self, rule: Rule, key: str, *, permit: Any, etag: str) -> bool:
+        assert etag == self.target[key]
         if key in self.back:
             return False
         self.before_check()

@@ -199,6 +199,24 @@ def test_processes_that_start_together_share_an_empty_database(database_url: str
     ledger.close()
 
 
+def test_what_came_to_be_on_record_late_is_found_all_the_same(
+    database_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webhook.ledger.EVERYWHERE_S", 0.2)
+    ours, slow = Ledger(connect(database_url), clock=clock), Ledger(connect(database_url), clock=Clock())
+    ours.put([ask("a")])
+    assert [claim.key for claim in take(ours)] == ["a"]
+    clock.now += 600
+    assert take(ours, worker="other")[0].key == "a"
+    slow.put([ask("b")])  # due ten minutes ago
+    deadline = time.monotonic() + BOUND_S
+    while not (found := take(ours)):
+        assert time.monotonic() < deadline
+    assert [claim.key for claim in found] == ["b"]
+    ours.close()
+    slow.close()
+
+
 # ── anything, in any order ───────────────────────────────────────────────────────────────────────────
 
 STEPS = st.lists(

@@ -1,4 +1,4 @@
-"""What every engine must do for the ledger when it is large: find what is due without a look at the rest."""
+"""How each engine finds what is due in a large ledger, by its own account: without a look at the rest."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from scripts.local_servers import PostgreSQL
 from tests.contract.steps import LEASE_S, RULE, Clock, ask, settled, take
 from webhook.database import Compiled, connect, reading
 from webhook.ledger import Ledger
@@ -45,9 +46,9 @@ def test_what_is_due_and_whose_it_is_are_found_by_an_index(
     now = {"_now": clock.now, "_until": clock.now + LEASE_S, "_worker": "w"}
     sql = ledger._sql
     plans = [
-        _plan(engine, sql.next_due),
+        _plan(engine, sql.next_due, _since_live=0.0, _since_backfill=0.0),
         _plan(engine, sql.workers, _now=clock.now),
-        _plan(engine, sql.claim, _lane="live", _limit=32, **now),
+        _plan(engine, sql.claim, _lane="live", _limit=32, _since=0.0, **now),
         _plan(engine, sql.claim_one, _rule=RULE, _key="waiting-1", **now),
     ]
     ledger.close()
@@ -55,6 +56,38 @@ def test_what_is_due_and_whose_it_is_are_found_by_an_index(
         assert "entries_due" in plan
     for plan in plans:
         assert not any(whole in plan for whole in WHOLE_TABLE), plan
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The time the ledger sees."""
+    return Clock()
+
+
+def test_postgresql_does_not_walk_over_what_was_done_since_its_last_vacuum(
+    postgresql: PostgreSQL, clock: Clock
+) -> None:
+    engine = connect(postgresql.create_database("dead_rows"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE entries SET (autovacuum_enabled = off)")
+    ledger = Ledger(engine, clock=clock)
+    pages = []
+    for _ in range(2):
+        for _ in range(10):
+            clock.now += 1
+            _fill(ledger, settled_rows=BATCH, waiting_rows=0)
+        ledger.put([ask("waiting")])
+        assert ledger.claim(0, worker="w", lease_s=LEASE_S) == []  # a look, and no more
+        asked = copy.copy(ledger._sql.next_due)
+        asked.sql = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {asked.sql}"
+        since = {f"_since_{lane}": at for lane, at in ledger._since.items()}
+        with reading(engine) as cursor:
+            ((found,),) = asked.run(cursor, since).fetchall()
+        pages.append(found[0]["Plan"]["Shared Hit Blocks"])
+        ledger.finish([settled(claim) for claim in take(ledger)])
+    ledger.close()
+    assert max(pages) <= 60, pages
+    assert pages[1] <= pages[0] + 10, "twice as much was done by then"
 
 
 def test_a_batch_is_as_much_work_at_the_end_as_at_the_start(tmp_path: Path, clock: Clock) -> None:
