@@ -32,6 +32,8 @@ BUSY_TIMEOUT_S = 5.0
 """How long a statement waits for another process's lock on the ledger."""
 POOL_MAX = 32
 MIGRATIONS = Path(__file__).parent / "migrations"
+HALF_MOVED = " (half moved)"
+"""Behind the version of a ledger that scripts/move_ledger.py has not finished: no release starts on it."""
 
 METADATA = sa.MetaData()
 
@@ -245,7 +247,7 @@ def parse_url(database_url: str) -> sa.URL:
     except (sa.exc.ArgumentError, ValueError):
         raise SettingsError(["DATABASE_URL is no database URL; like sqlite:///data/replicator.db"]) from None
     backend = {"postgres": "postgresql"}.get(url.get_backend_name(), url.get_backend_name())
-    if backend == "sqlite" and url.database and url.database != ":memory:":
+    if backend == "sqlite" and url.database and url.database != ":memory:" and not url.query:
         return url.set(drivername="sqlite")
     if backend == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
@@ -371,9 +373,11 @@ def reading(engine: sa.Engine) -> Iterator[DBAPICursor]:
 
 
 @contextmanager
-def writing(engine: sa.Engine, *, durable: bool, by_index: bool = False) -> Iterator[DBAPICursor]:
+def writing(
+    engine: sa.Engine, *, durable: bool, by_index: bool = False, is_single: bool = False
+) -> Iterator[DBAPICursor]:
     """A cursor in a transaction: all of it, or nothing. `durable`: it survives a power cut; `by_index`: it
-    changes few rows, named by their keys.
+    changes few rows, named by their keys; `is_single`: it is one statement.
 
     Raises: LedgerUnavailable.
     """
@@ -381,7 +385,7 @@ def writing(engine: sa.Engine, *, durable: bool, by_index: bool = False) -> Iter
         cursor = connection.cursor()
         if engine.dialect.name == "sqlite":
             _begin_sqlite(connection, cursor, "FULL" if durable else "NORMAL")
-        else:
+        elif not (is_single and durable and pg.needs_no_begin(connection)):
             pg.begin(connection, cursor, traits(engine), durable=durable, by_index=by_index)
         yield cursor
         connection.commit()
@@ -459,11 +463,15 @@ def _prepare(engine: sa.Engine) -> pg.Traits:
         try:
             command.upgrade(config, "head")
         except CommandError as error:
-            raise LedgerVersionError(
-                f"the ledger has version {_version(connection)}, this program knows up to {wanted}",
-                hint="Start the newer release that wrote it, or name another ledger in DATABASE_URL.",
-            ) from error
+            raise _unknown_version(_version(connection) or "", wanted or "") from error
     return found
+
+
+def _unknown_version(found: str, wanted: str) -> LedgerVersionError:
+    hint = "Start the newer release that wrote it, or name another ledger in DATABASE_URL."
+    if found.endswith(HALF_MOVED):
+        hint = "Run scripts/move_ledger.py again: it goes on, and ends the move."
+    return LedgerVersionError(f"the ledger has version {found}, this program knows up to {wanted}", hint=hint)
 
 
 def _version(connection: sa.Connection) -> str | None:

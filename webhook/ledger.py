@@ -168,7 +168,8 @@ class Ledger:
         rows = [row for of_call, _ in calls for row in of_call]
         kept = [row for _, of_call in calls for row in of_call]
         taker, limit, asked_at, claims = self._taker, 0, elapsed_s(), []
-        with self.writing() as cursor:
+        is_single = not kept and not taker and len({(row["rule"], row["key"]) for row in rows}) == len(rows)
+        with self.writing(is_single=is_single) as cursor:
             if rows:
                 rows.sort(key=lambda row: (row["rule"], row["key"]))  # one order for all: no deadlocks
                 self._sql.put.run(cursor, *rows)
@@ -420,9 +421,12 @@ class Ledger:
             yield connection
 
     @contextmanager
-    def writing(self, *, durable: bool = True, by_index: bool = False) -> Iterator[DBAPICursor]:
+    def writing(
+        self, *, durable: bool = True, by_index: bool = False, is_single: bool = False
+    ) -> Iterator[DBAPICursor]:
         """A transaction. `durable`: it survives a power cut, as an answered event must; who works on what
-        would be found out anew. `by_index`: it changes few entries, named by their keys.
+        would be found out anew. `by_index`: it changes few entries, named by their keys; `is_single`: it is
+        one statement.
 
         Threads queue for SQLite's one write lock here: its own waiting sleeps longer.
         """
@@ -432,7 +436,7 @@ class Ledger:
                 hint="Check its disk, and whether another program holds the file.",
             )
         try:
-            with writing(self._engine, durable=durable, by_index=by_index) as cursor:
+            with writing(self._engine, durable=durable, by_index=by_index, is_single=is_single) as cursor:
                 yield cursor
         finally:
             if self._one_writer:

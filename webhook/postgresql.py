@@ -131,6 +131,11 @@ def single_statements(connection: sa.PoolProxiedConnection) -> Iterator[None]:
     driver.autocommit = False
 
 
+def needs_no_begin(connection: sa.PoolProxiedConnection) -> bool:
+    """Whether a single statement has all that `begin` sets by itself, and is one round trip, not three."""
+    return not connection.info["is_pooled"]
+
+
 def begin(
     connection: sa.PoolProxiedConnection, cursor: Any, traits: Traits, *, durable: bool, by_index: bool
 ) -> None:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from scripts.local_servers import PostgreSQL
 from webhook import database, postgresql, statements
 from webhook.database import connect, writing
-from webhook.entries import Request, Settled
+from webhook.entries import Misfit, Request, Settled
 from webhook.errors import LedgerUnavailable
 from webhook.ledger import LOOK_ALONE_S, LOOK_S, Ledger
 
@@ -112,6 +112,29 @@ def test_directly_what_runs_often_is_prepared_once(url: str) -> None:
             cursor.execute("SELECT count(*) FROM pg_prepared_statements")
             ((count,),) = cursor.fetchall()
     assert count > 2
+
+
+@pytest.mark.parametrize("pooler", [False, True])
+def test_a_put_that_is_one_statement_is_one_round_trip_where_it_can_be(
+    url: str, pooler: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if pooler:
+        request.getfixturevalue("behind_a_pooler")
+    begun: list[bool] = []
+    begin = postgresql.begin
+    monkeypatch.setattr(
+        postgresql, "begin", lambda *args, **more: begun.append(more["durable"]) or begin(*args, **more)
+    )
+    with closing(Ledger.open(url)) as ledger, closing(Ledger.open(url)) as other:
+        ledger.put([Request(rule="default", key="a"), Request(rule="default", key="b")])
+        assert begun == [True] * pooler
+        begun.clear()
+        ledger.put([Request(rule="default", key="a")], [Misfit(record_id="1" * 64, reason="", raw="")])
+        ledger.put([Request(rule="default", key="a"), Request(rule="default", key="a")])
+        assert begun == [True, True]
+        found = other.entry("default", "a")
+        assert found is not None
+        assert (found["generation"], other.quarantined()) == (4, 1)
 
 
 def test_a_process_that_is_stopped_in_a_transaction_does_not_keep_its_locks(

@@ -41,6 +41,7 @@ def test_sqlite_is_a_file(url: str, path: str) -> None:
     "url",
     [
         *("", "nonsense", "/data/a.db", "sqlite://", "sqlite:///:memory:", "mysql://u:s3cr3t@h/db"),
+        *("sqlite:///a.db?timeout=abc", "sqlite:///a.db?foo=1"),
         *("postgres://u:s3cr3t@h:port/db", "postgres://u:s3cr3t@[::1/db"),
     ],
 )
