@@ -51,15 +51,20 @@ class Exchange:
     server: str
     answer: Answer | None = None
 
-    def forward(self) -> Answer:
-        """Lets the server do it; gives the answer, which may be changed."""
+    def forward(self, halfway: Callable[[], object] = lambda: None) -> Answer:
+        """Lets the server do it; gives the answer, which may be changed. `halfway` is done when the headers
+        and half of the body are sent.
+        """
         if self.answer is None:
             upstream = http.client.HTTPConnection(urlsplit(self.server).netloc, timeout=TIMEOUT_S)
             with contextlib.closing(upstream):
                 upstream.putrequest(self.method, self.path, skip_host=True, skip_accept_encoding=True)
                 for name, value in self.headers:
                     upstream.putheader(name, value)
-                upstream.endheaders(self.body)
+                middle = len(self.body) // 2
+                upstream.endheaders(self.body[:middle])
+                halfway()
+                upstream.send(self.body[middle:])
                 got = upstream.getresponse()
                 self.answer = Answer(got.status, dict(got.getheaders()), got.read())
         return self.answer
@@ -205,3 +210,12 @@ def answering(status: int, body: str | bytes, **headers: str) -> Fault:
 def after(action: Callable[[], object]) -> Fault:
     """`action` is done, or waited for, between the request's arrival and its passing on."""
     return lambda exchange: action() and None
+
+
+def halfway(action: Callable[[], object]) -> Fault:
+    """`action` is done, or waited for, when the headers and half of the body are sent."""
+
+    def fault(exchange: Exchange) -> None:
+        exchange.forward(action)
+
+    return fault

@@ -23,7 +23,6 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from webhook.errors import (
-    KeyExists,
     NoSuchKey,
     Place,
     SourceChanged,
@@ -32,6 +31,7 @@ from webhook.errors import (
     StoreFailed,
     StoreRefused,
     StoreUnavailable,
+    TargetChanged,
 )
 
 RETRY_AFTER_MAX_S = 3600.0
@@ -73,8 +73,8 @@ def _error_class(code: str, status: int, *, side: str) -> type[StoreError]:
         return StoreDenied
     if code in _ABSENT:
         return NoSuchKey
-    if status == 412:
-        return SourceChanged if side == "source" else KeyExists
+    if status == 412 or (code == "ConditionalRequestConflict" and side == "target"):
+        return SourceChanged if side == "source" else TargetChanged
     if code in _PASSING or status >= 500:
         return StoreFailed
     return StoreRefused

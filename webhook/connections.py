@@ -16,7 +16,7 @@ import ssl
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
@@ -46,6 +46,8 @@ class Request:
     """Path and query, encoded."""
     headers: Mapping[str, str]
     body: memoryview | None
+    check: Callable[[], None] | None = None
+    """Called right before it is sent, each time, when the connection is open; raises to prevent that."""
 
 
 class Response(http.client.HTTPResponse):
@@ -160,6 +162,8 @@ class Connections:
     def _send(self, request: Request) -> tuple[Connection, Response]:
         connection = self._take()
         try:
+            if request.check:
+                request.check()
             return connection, _exchange(connection, request)
         except BaseException:
             connection.close()

@@ -11,10 +11,19 @@ import enum
 import hashlib
 from dataclasses import dataclass, replace
 
-from webhook.errors import KeyExists, NoSuchKey, StoreFailed
+from webhook.errors import NoSuchKey, StoreFailed, TargetChanged
 from webhook.holdings import Holdings
 from webhook.memory import MemoryBudget
-from webhook.multipart import Copied, Job, Multipart, Permit, corrupted, verify_read, verify_size
+from webhook.multipart import (
+    Copied,
+    Job,
+    Multipart,
+    Permit,
+    corrupted,
+    verify_read,
+    verify_size,
+    write_over,
+)
 from webhook.objects import ObjectInfo, Properties, same_content
 from webhook.rules import Rule
 from webhook.settings import CopySettings
@@ -78,6 +87,11 @@ class Copier:
         self._budget = budget
         self._multipart = Multipart(source, target, settings, budget)
 
+    @property
+    def limit(self) -> int | None:
+        """How many requests this process sends to the target at once at most now; None: no limit."""
+        return self._target.limit
+
     def close(self) -> None:
         """Ends the threads that copy parts."""
         self._multipart.close()
@@ -91,16 +105,14 @@ class Copier:
 
         Safe to repeat: what is equal already is left alone. Requests for a new object: GET at the source,
         PUT at the target, and a HEAD there unless the target is known to refuse a PUT that would replace
-        something. Raises: StoreError, IntegrityError, LeaseLost.
+        something. Replaces nothing but what it has seen, as far as the target heeds that. Raises: StoreError
+        (TargetChanged where somebody else wrote meanwhile), IntegrityError, LeaseLost.
         """
         known = known or Known()
         job = Job(rule=rule, key=key, permit=permit, left_over=known.upload, digests_all=known.is_retry)
         may_be_new = known.is_first and rule.overwrite == "changed"
-        outcome = None
-        if may_be_new and self._target.heeds_only_new:
-            with contextlib.suppress(KeyExists):
-                outcome = self._copy(job, only_new=True)
-        outcome = outcome or self._look(job, known) or self._copy(job, try_only_new=may_be_new)
+        is_new = may_be_new and self._target.puts.only_new
+        outcome = (self._copy_new(job) if is_new else None) or self._look_and_copy(job, known, may_be_new)
         if outcome.kind is not OutcomeKind.REPLICATED:
             self._multipart.discard_left_over(job)
         return outcome
@@ -109,19 +121,19 @@ class Copier:
         """The target's object for a key of the source; None where there is none. Raises: StoreError."""
         return self._target.head(rule.target_bucket, rule.target_key(key))
 
-    def remove_copy(self, rule: Rule, key: str, *, permit: Permit) -> bool:
+    def remove_copy(self, rule: Rule, key: str, *, permit: Permit, etag: str = "") -> bool:
         """Deletes the target's object if the source, asked anew, has no such key; else does nothing.
 
+        `etag` is that of the object that was found there; a store that heeds it deletes no other.
         Nothing but "no such key" in a bucket that is there counts as gone. Gives whether neither side has it
-        now; where the source has it again, it is to be copied again. Safe to repeat. Raises: StoreError,
-        LeaseLost.
+        now; where the source has it again, it is to be copied again. Safe to repeat. Raises: StoreError
+        (TargetChanged where the target has something else), LeaseLost.
         """
         try:
             self._source.head(rule.source_bucket, key)
         except NoSuchKey:
             self._source.check(rule.source_bucket)
-            permit.check()
-            self._target.delete(rule.target_bucket, rule.target_key(key))
+            self._target.delete(rule.target_bucket, rule.target_key(key), permit=permit, etag=etag)
             return not self._came_back(rule, key)
         return False
 
@@ -133,11 +145,15 @@ class Copier:
             return False
         return True
 
-    def _look(self, job: Job, known: Known) -> Outcome | None:
-        """The outcome where there is nothing to copy; None where there is, or the source must be asked."""
-        present = self._target.head(job.rule.target_bucket, job.target_key)
-        if present is None:
-            return None
+    def _look_and_copy(self, job: Job, known: Known, try_only_new: bool) -> Outcome:
+        """Copies over what the target has, unless there is nothing to do."""
+        present = self._head(job)
+        outcome = self._compare(job, present, known) if present else None
+        replaces = (present.etag or None) if present else ""
+        return outcome or self._copy(replace(job, replaces=replaces), try_only_new=try_only_new)
+
+    def _compare(self, job: Job, present: ObjectInfo, known: Known) -> Outcome | None:
+        """The outcome where there is nothing to copy over what the target has; None where there is."""
         keeps = job.rule.overwrite == "never"
         if keeps and not job.rule.deletes:
             return _unchanged(present, lost=(KEPT,))
@@ -159,8 +175,15 @@ class Copier:
         self._source.check(job.rule.source_bucket)
         return Outcome(kind=OutcomeKind.GONE)
 
-    def _copy(self, job: Job, *, only_new: bool = False, try_only_new: bool = False) -> Outcome:
-        """Reads and writes. Raises KeyExists where it is to write `only_new` and the target has the key."""
+    def _copy_new(self, job: Job) -> Outcome | None:
+        """Reads and writes without looking at the target; None where that has the key."""
+        try:
+            return self._copy(replace(job, replaces=""), is_unseen=True)
+        except _KeyExists:
+            return None
+
+    def _copy(self, job: Job, *, is_unseen: bool = False, try_only_new: bool = False) -> Outcome:
+        """Reads and writes. `is_unseen`: raises _KeyExists where the target has the key."""
         rule = job.rule
         with contextlib.ExitStack() as held:
             try:
@@ -176,14 +199,14 @@ class Copier:
                 reading.read_into(body)
                 reading.close()
                 self._multipart.discard_left_over(job)
-                copied = self._write_whole(job, info, body, attributes, only_new=only_new)
+                copied = self._write_whole(job, info, body, attributes, is_unseen=is_unseen)
                 if try_only_new:
-                    job.permit.check()
-                    self._target.try_only_new(rule.target_bucket, job.target_key, body, attributes)
+                    self._target.try_only_new(
+                        rule.target_bucket, job.target_key, body, attributes, permit=job.permit
+                    )
         if not is_whole:
-            if only_new and self._target.head(rule.target_bucket, job.target_key):
-                place = self._target.place("HeadObject", rule.target_bucket, job.target_key)
-                raise KeyExists("the key is there", place)
+            if is_unseen and self._head(job):
+                raise _KeyExists
             copied = self._multipart.copy(job, info, attributes)
         return Outcome(
             kind=OutcomeKind.REPLICATED,
@@ -201,7 +224,7 @@ class Copier:
         if "expires" in copied.lost:
             sent = replace(sent, expires="")
         if not self._holdings.knows(sent):
-            found = self._target.head(job.rule.target_bucket, job.target_key)
+            found = self._head(job)
             if found and found.etag == copied.written.etag:
                 return copied.lost + self._holdings.learn(sent, found)
         return copied.lost + self._holdings.lost(sent)
@@ -220,13 +243,17 @@ class Copier:
         has_tags = wanted.tag_count or present.tag_count
         if not has_tags or not job.rule.tags or not self._target.takes_tags:
             return True
-        held = self._target.tags(job.rule.target_bucket, job.target_key)
+        held = self._target.tags(job.rule.target_bucket, job.target_key, permit=job.permit)
         return not self._target.takes_tags or held == self._source.tags(job.rule.source_bucket, job.key)
 
     # ── one request ──────────────────────────────────────────────────────────────────────────────────
 
+    def _head(self, job: Job) -> ObjectInfo | None:
+        """What the target has."""
+        return self._target.head(job.rule.target_bucket, job.target_key, permit=job.permit)
+
     def _write_whole(
-        self, job: Job, info: ObjectInfo, body: memoryview, attributes: Attributes, *, only_new: bool
+        self, job: Job, info: ObjectInfo, body: memoryview, attributes: Attributes, *, is_unseen: bool
     ) -> Copied:
         """The target digests what arrives: where its ETags are known to be MD5s, as the source's is, their
         being equal proves the way from one store to the other, and nothing is digested here.
@@ -235,11 +262,24 @@ class Copier:
         md5 = bytes.fromhex(info.etag) if is_proven_there else _md5(body)
         if not is_proven_there:
             verify_read(job, info, md5.hex())
-        job.permit.check()
-        try:
-            written, lost = self._target.put(
-                job.rule.target_bucket, job.target_key, body, md5, attributes, only_new=only_new
+
+        def write(replaces: str | None) -> tuple[Written, tuple[str, ...]]:
+            return self._target.put(
+                job.rule.target_bucket,
+                job.target_key,
+                body,
+                md5,
+                attributes,
+                permit=job.permit,
+                replaces=replaces,
             )
+
+        try:
+            written, lost = write(job.replaces) if is_unseen else write_over(self._target, job, write)
+        except TargetChanged:
+            if is_unseen:
+                raise _KeyExists from None
+            raise
         except StoreFailed:
             verify_read(job, info, _md5(body).hex())  # it may be the digest that the store minds
             raise
@@ -256,6 +296,10 @@ class Copier:
             raise corrupted(job, "object", expected=expected, found=written.etag)
         if written.etag != expected or (job.target_key.endswith("/") and size):
             verify_size(self._target, job, size=size)
+
+
+class _KeyExists(Exception):
+    """The target has a key that was taken for new, and nothing was written."""
 
 
 def _md5(body: memoryview) -> bytes:

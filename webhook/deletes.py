@@ -78,7 +78,8 @@ class Deletes:
             return Deferred(claim=claim, after_s=UNDECIDED_S)
         if not allowed:
             return Held(claim=claim)
-        if not copier.remove_copy(rule, claim.key, permit=_Allowed(permit, lambda: self._is_allowed(claim))):
+        allowed_still = _Allowed(permit, lambda: self._is_allowed(claim))
+        if not copier.remove_copy(rule, claim.key, permit=allowed_still, etag=present.etag):
             return Deferred(claim=claim, after_s=0.0, is_back=True)  # the next attempt copies it
         return Settled(claim=claim, outcome=str(OutcomeKind.DELETED), gone_at=claim.gone_at)
 

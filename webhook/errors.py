@@ -5,6 +5,7 @@
     ├── BadRequest             a caller sent something unusable
     ├── LedgerUnavailable      the ledger cannot commit now
     ├── LedgerVersionError     the ledger's tables are from another version of this program
+    ├── EventsUnavailable      events cannot be fetched now
     ├── LeaseLost              another worker may own the entry by now
     ├── StoreError             one of the two stores did not do what was asked
     │   ├── StoreUnavailable   no answer, or "slow down"
@@ -12,7 +13,7 @@
     │   ├── StoreDenied        credentials, permissions or the bucket are wrong
     │   ├── StoreRefused       the store will never take this request
     │   ├── NoSuchKey          the bucket answers, the key is not in it
-    │   ├── KeyExists          the target has the key, and was asked not to replace it
+    │   ├── TargetChanged      the target has another object than the one that was to be replaced
     │   └── SourceChanged      the object was replaced while it was read
     └── IntegrityError         what arrived is not what was sent
 
@@ -83,6 +84,13 @@ class LedgerVersionError(ReplicatorError):
 
     code = "ledger_version"
     advice = Advice.GIVE_UP
+
+
+class EventsUnavailable(ReplicatorError):
+    """NATS does not answer, does not let us in, or has no events for us to fetch."""
+
+    code = "events_unavailable"
+    advice = Advice.WAIT
 
 
 class LeaseLost(ReplicatorError):
@@ -164,10 +172,10 @@ class NoSuchKey(StoreError):
     code = "no_such_key"
 
 
-class KeyExists(StoreError):
-    """The target has the key already, and was asked not to replace anything."""
+class TargetChanged(StoreError):
+    """The target does not have what was to be replaced, or has something where nothing was: look anew."""
 
-    code = "key_exists"
+    code = "changed"
 
 
 class SourceChanged(StoreError):

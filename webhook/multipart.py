@@ -10,10 +10,10 @@ import contextlib
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from webhook.digests import PartsDigest, WholeDigest, parts_etag
 from webhook.errors import (
@@ -23,23 +23,26 @@ from webhook.errors import (
     SourceChanged,
     StoreError,
     StoreRefused,
+    TargetChanged,
 )
 from webhook.layout import OWN_PART_BYTES, PART_MIN_BYTES, Part, likely_part_sizes, own_part_size, parts
 from webhook.memory import MemoryBudget
 from webhook.objects import MD5_ETAG, ObjectInfo
+from webhook.pace import Right
 from webhook.rules import Rule
 from webhook.settings import CopySettings
 from webhook.source import Source
 from webhook.target import Attributes, Target, UploadedPart, Written
 
 PART_THREADS_MAX = 32
+CONFLICT = 409
+"""AWS: a write came in between, and the upload is not to be gone on with (Amazon S3 API Reference,
+CompleteMultipartUpload)."""
+T = TypeVar("T")
 
 
-class Permit(Protocol):
+class Permit(Right, Protocol):
     """The caller's right to write, which may end while the copy runs."""
-
-    def check(self) -> None:
-        """Raises LeaseLost unless the copy may still write."""
 
     def note_upload(self, note: str | None) -> None:
         """Keeps a note of the upload under way, for whoever comes after a crash; None: there is none."""
@@ -56,6 +59,8 @@ class Job:
     """The note of an upload that an earlier attempt did not finish."""
     digests_all: bool = False
     """Whether every piece is digested on its way, so that damage is noticed at once and not at the end."""
+    replaces: str | None = None
+    """The ETag of what the target had when it was looked at; "": nothing; None: not known, or no matter."""
 
     @property
     def target_key(self) -> str:
@@ -149,13 +154,13 @@ class Multipart:
     def discard_left_over(self, job: Job) -> None:
         """Ends the upload that an earlier attempt left over; its parts take up room. Raises: StoreError."""
         if job.left_over:
-            self.discard(job.rule, job.key, job.left_over)
+            self.discard(job.rule, job.key, job.left_over, permit=job.permit)
             job.permit.note_upload(None)
 
-    def discard(self, rule: Rule, key: str, note: str) -> None:
-        """Ends the upload that a note names. Raises: StoreError."""
+    def discard(self, rule: Rule, key: str, note: str, *, permit: Right | None = None) -> None:
+        """Ends the upload that a note names. Raises: StoreError, LeaseLost."""
         if upload := _Upload.of(note):
-            self._target.abort_upload(rule.target_bucket, rule.target_key(key), upload.id)
+            self._target.abort_upload(rule.target_bucket, rule.target_key(key), upload.id, permit=permit)
 
     # ── where to cut ─────────────────────────────────────────────────────────────────────────────────
 
@@ -220,7 +225,6 @@ class Multipart:
         What can be gone on with stays there when it fails: the note in the ledger names it.
         """
         bucket, key = job.rule.target_bucket, job.target_key
-        job.permit.check()
         upload, there = self._begin(job, info, plan)
         try:
             digests = self._send_parts(job, info, plan, upload.id, there)
@@ -230,8 +234,19 @@ class Multipart:
             with contextlib.suppress(StoreError, LedgerUnavailable):
                 self.discard_left_over(replace(job, left_over=upload.note()))
             raise
-        job.permit.check()
-        written = self._target.complete_upload(bucket, key, upload.id, [each.hex() for each in digests])
+        etags = [each.hex() for each in digests]
+        try:
+            written = write_over(
+                self._target,
+                job,
+                lambda replaces: self._target.complete_upload(
+                    bucket, key, upload.id, etags, permit=job.permit, replaces=replaces
+                ),
+            )
+        except TargetChanged as error:
+            if error.status == CONFLICT:
+                self.discard_left_over(replace(job, left_over=upload.note()))
+            raise
         if written.etag != etag:  # the parts were verified one by one; not every store computes this one
             verify_size(self._target, job, size=info.size)
         kept = sum(part.size for part in parts(info.size, plan.part_size) if part.number in there)
@@ -242,12 +257,14 @@ class Multipart:
         bucket, digest = job.rule.target_bucket, plan.digest(info)
         left_over = _Upload.of(job.left_over)
         if left_over and left_over.plan == digest:
-            there = self._target.uploaded_parts(bucket, job.target_key, left_over.id)
+            there = self._target.uploaded_parts(bucket, job.target_key, left_over.id, permit=job.permit)
             if there is not None:
                 return left_over, there
         else:
             self.discard_left_over(job)
-        upload_id, lost = self._target.create_upload(bucket, job.target_key, plan.attributes)
+        upload_id, lost = self._target.create_upload(
+            bucket, job.target_key, plan.attributes, permit=job.permit
+        )
         upload = _Upload(id=upload_id, plan=digest, lost=lost)
         job.permit.note_upload(upload.note())
         return upload, {}
@@ -305,7 +322,6 @@ class Multipart:
         job.permit.check()
         self._source.read_part(job.rule.source_bucket, job.key, part, body, etag=info.etag)
         if sending.is_proven_there and not self._target.wants_digests:
-            job.permit.check()
             with contextlib.suppress(StoreRefused):
                 return self._put_part(job, sending, body, None)
             insists = True
@@ -314,7 +330,6 @@ class Multipart:
             sending.whole.add(part.number, body)
         if sending.known_digest() == md5:
             return md5
-        job.permit.check()
         digest = self._put_part(job, sending, body, md5)
         self._target.wants_digests |= insists  # with it, the store took what it had refused
         return digest
@@ -322,7 +337,9 @@ class Multipart:
     def _put_part(self, job: Job, sending: _Sending, body: memoryview, md5: bytes | None) -> bytes:
         """Gives the part's MD5: the target's where none is given, which the object's ETag will prove."""
         bucket, number = job.rule.target_bucket, sending.part.number
-        written = self._target.put_part(bucket, job.target_key, sending.upload_id, number, body, md5)
+        written = self._target.put_part(
+            bucket, job.target_key, sending.upload_id, number, body, md5, permit=job.permit
+        )
         if md5 is None and MD5_ETAG.fullmatch(written.etag) and not written.is_opaque:
             return bytes.fromhex(written.etag)
         md5 = md5 or hashlib.md5(body, usedforsecurity=False).digest()
@@ -367,6 +384,21 @@ def _verify_parts(job: Job, etag: str, expected: str | None) -> None:
 # ── was it read and written as it is? ────────────────────────────────────────────────────────────────
 
 
+def write_over(target: Target, job: Job, write: Callable[[str | None], T]) -> T:
+    """Writes over what the target had when it was looked at.
+
+    Where the store says that it has something else, and shows that it has not, it is written whatever there
+    is: to SeaweedFS the folder of other keys counts as an object too. Raises: TargetChanged, StoreError.
+    """
+    try:
+        return write(job.replaces)
+    except TargetChanged as error:
+        present = target.head(job.rule.target_bucket, job.target_key, permit=job.permit)
+        if error.status == CONFLICT or (present.etag if present else "") != job.replaces:
+            raise
+    return write(None)
+
+
 def verify_read(job: Job, info: ObjectInfo, md5: str) -> None:
     """Raises IntegrityError where the source's ETag is an MD5, and not this one."""
     if info.has_md5_etag and md5 != info.etag:
@@ -380,7 +412,7 @@ def verify_read(job: Job, info: ObjectInfo, md5: str) -> None:
 
 def verify_size(target: Target, job: Job, *, size: int) -> None:
     """Raises IntegrityError unless the target's object has this size."""
-    found = target.head(job.rule.target_bucket, job.target_key)
+    found = target.head(job.rule.target_bucket, job.target_key, permit=job.permit)
     if found is None or found.size != size:
         has = f"{found.size} bytes" if found else "nothing"
         raise corrupted(job, "object", expected=f"{size} bytes", found=has)

@@ -26,8 +26,16 @@ class Preset:
     """Whether objects can have tags."""
     heeds_only_new: bool | None = None
     """Whether a PUT with `If-None-Match: *` is refused where the key exists; None: it is tried once."""
+    heeds_match: bool | None = None
+    """Whether a PUT with `If-Match` is refused where the key has another ETag; None: it is tried once."""
+    heeds_on_complete: bool | None = None
+    """Whether both conditions are heeded where an upload in parts is completed; None: it is tried once."""
+    heeds_on_delete: bool = False
+    """Whether a DELETE with `If-Match` is refused where the key has another ETag."""
     sends_checksums: bool = False
     """Whether the store wants and gives the checksums (CRC32 and others) of AWS's newer clients."""
+    max_rps: int = 0
+    """Requests a second that the store allows one customer; 0: no such limit is known."""
 
 
 FILEBASE = Preset(
@@ -35,17 +43,23 @@ FILEBASE = Preset(
     hosts=("filebase.com", "filebase.io"),
     endpoint="https://s3.filebase.com",
     takes_tags=False,
+    max_rps=100,
 )
-"""Filebase's documentation of its S3 API: two endpoints, no tagging; conditional writes are not mentioned."""
+"""Filebase's documentation of its S3 API: two endpoints, no tagging; conditional writes are not mentioned.
+100 requests a second ("Service Limits" of docs.filebase.com); its newer pages, of s3.filebase.io, say 500.
+"""
 
 AWS = Preset(
     name="aws",
     hosts=("amazonaws.com", "amazonaws.com.cn"),
     endpoint="https://s3.{region}.amazonaws.com",
     heeds_only_new=True,
+    heeds_match=True,
+    heeds_on_complete=True,
+    heeds_on_delete=True,
     sends_checksums=True,
 )
-"""Amazon S3 User Guide: "Add preconditions to S3 operations", "Checking object integrity"; AWS General
+"""Amazon S3 User Guide: "Conditional writes", "Conditional deletes", "Checking object integrity"; AWS General
 Reference for the endpoints (those of China end with ".cn": give them outright).
 """
 
@@ -55,9 +69,11 @@ R2 = Preset(
     region="auto",
     takes_tags=False,
     heeds_only_new=True,
+    heeds_match=True,
+    heeds_on_complete=True,
 )
-"""Cloudflare's "S3 API compatibility": region auto, tagging not implemented; "Extensions": conditional
-PutObject is refused with 412. Each account has an endpoint of its own.
+"""Cloudflare's "S3 API compatibility": region auto, tagging not implemented; "Conditional operations":
+PutObject and CompleteMultipartUpload heed both conditions. Each account has an endpoint of its own.
 """
 
 B2 = Preset(name="b2", hosts=("backblazeb2.com",), takes_tags=False, heeds_only_new=False)
@@ -72,6 +88,8 @@ GCS = Preset(
     region="auto",
     takes_tags=False,
     heeds_only_new=False,
+    heeds_match=False,
+    heeds_on_complete=False,
 )
 """Google's XML API reference: no tagging; writes are made conditional by headers of its own alone
 (x-goog-if-generation-match).
@@ -81,13 +99,24 @@ WASABI = Preset(name="wasabi", hosts=("wasabisys.com",), endpoint="https://s3.{r
 """Wasabi's "Service URLs" and S3 API reference, which has tagging and does not speak of conditional PUTs."""
 
 MINIO = Preset(name="minio")
-"""MinIO's source: it has tagging; whether conditional PUTs are heeded depends on its version."""
+"""MinIO's source: it has tagging; what it makes of conditions depends on its version, and its gateways ignore
+them.
+"""
 
-GARAGE = Preset(name="garage", region="garage", takes_tags=False, heeds_only_new=False)
+GARAGE = Preset(
+    name="garage",
+    region="garage",
+    takes_tags=False,
+    heeds_only_new=False,
+    heeds_match=False,
+    heeds_on_complete=False,
+)
 """Garage's "S3 compatibility status" (no tagging, no conditional PUT) and its quick start's region."""
 
-SEAWEEDFS = Preset(name="seaweedfs", heeds_only_new=True)
-"""Seen in SeaweedFS 4.48: it keeps tags and answers 412 to a conditional PUT of a key that exists."""
+SEAWEEDFS = Preset(
+    name="seaweedfs", heeds_only_new=True, heeds_match=True, heeds_on_complete=True, heeds_on_delete=True
+)
+"""Seen in SeaweedFS 4.48: it keeps tags, and heeds all conditions, on PUT when the body has arrived."""
 
 OTHER = Preset(name="other")
 """A store of which nothing is known: it is taken for one that does all that S3 does, until it shows."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from webhook.errors import Advice, ReplicatorError, SourceChanged
+from webhook.errors import Advice, ReplicatorError, SourceChanged, TargetChanged
 
 FIRST_DELAY_S = 1.0
 DELAY_MAX_S = 300.0
@@ -45,16 +45,17 @@ def decide(
     `attempts` includes the one that failed, `backoff_s` is the delay chosen last time (0.0: none yet).
     Delays double, up to a limit, and are spread over [half, whole] so that entries that failed together
     do not come back together. What a store asks for in Retry-After is never undercut. `random_share`
-    in [0, 1] replaces chance.
+    in [0, 1] replaces chance. What changed while it was copied is looked at anew at once, uncounted, if that
+    is the first error.
     """
+    if isinstance(error, SourceChanged | TargetChanged) and backoff_s == 0.0:
+        return Retry(after_s=0.0, backoff_s=FIRST_DELAY_S / 2, counts=False)
     advice = error.advice if isinstance(error, ReplicatorError) else Advice.RETRY
     if advice is Advice.GIVE_UP:
         return Bury()
     counts = advice is Advice.RETRY
     if counts and attempts >= attempts_max:
         return Bury()
-    if isinstance(error, SourceChanged) and attempts == 1:
-        return Retry(after_s=0.0, backoff_s=0.0, counts=counts)
     longest = DELAY_MAX_S if counts else UNAVAILABLE_DELAY_MAX_S
     grown = min(longest, max(FIRST_DELAY_S, backoff_s * 2))
     share = random.random() if random_share is None else random_share

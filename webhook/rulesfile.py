@@ -28,7 +28,9 @@ RULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 TARGET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 BUCKET_NAME = re.compile(r"[A-Za-z0-9._:-]{1,255}")
 """Wider than S3's rules: older and other servers have such names."""
-TARGET_FIELDS = ("preset", "endpoint", "region")
+TARGET_TEXTS = ("preset", "endpoint", "region")
+TARGET_LIMITS = ("max_rps", "max_mbps")
+LIMIT_MAX = 1_000_000
 RULE_FIELDS = (
     *("source", "prefix", "suffix", "include", "exclude", "target", "bucket", "target_prefix"),
     *("deletes", "overwrite", "storage_class", "tags"),
@@ -57,6 +59,10 @@ class TargetTable:
     preset: str
     endpoint: str
     region: str
+    max_rps: int | None = None
+    """Requests a second; 0: no limit, None: not given."""
+    max_mbps: int | None = None
+    """Megabytes (10^6 bytes) of object data a second; 0: no limit, None: not given."""
 
     @property
     def title(self) -> str:
@@ -116,13 +122,19 @@ def target_bucket_problem(bucket: str) -> str | None:
 
 
 def _target(name: str, values: Mapping[str, object], problems: list[str]) -> TargetTable | None:
-    table = _Table(f"[targets.{name}]", values, TARGET_FIELDS, problems, variables=_variables(name))
+    known = (*TARGET_TEXTS, *TARGET_LIMITS)
+    table = _Table(f"[targets.{name}]", values, known, problems, variables=_variables(name))
     if not TARGET_NAME.fullmatch(name):
         table.problem("a target's name holds a-z, 0-9, - and _, and begins with a letter or digit")
     if name == ENVIRONMENT_TARGET:
         table.problem("is the target of the FILEBASE_* variables: give this one another name")
-    fields = {field: table.text(field, "") for field in TARGET_FIELDS}
-    return TargetTable(name=name, **fields) if table.is_sound else None
+    preset, endpoint, region = (table.text(field, "") for field in TARGET_TEXTS)
+    max_rps, max_mbps = (table.whole(field, most=LIMIT_MAX) for field in TARGET_LIMITS)
+    if not table.is_sound:
+        return None
+    return TargetTable(
+        name=name, preset=preset, endpoint=endpoint, region=region, max_rps=max_rps, max_mbps=max_mbps
+    )
 
 
 def _template(
@@ -227,6 +239,14 @@ class _Table:
         if value == []:
             self.problem("source is missing")
         return tuple(dict.fromkeys(several)) or ("",)
+
+    def whole(self, field: str, *, most: int) -> int | None:
+        value = self._values.get(field)
+        if type(value) is int and not 0 <= value <= most:
+            self.problem(f"{field} must be between 0 and {most}, not {value}")
+        elif value is not None and type(value) is not int:
+            self._wrong(field, "a whole number, without quotes", value)
+        return value if type(value) is int else None
 
     def flag(self, field: str, *, default: bool) -> bool:
         value = self._values.get(field, default)

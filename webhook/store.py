@@ -32,6 +32,7 @@ from webhook.errors import (
 )
 from webhook.listing import PAGE_MAX_BYTES, Page, read_page
 from webhook.objects import ObjectInfo, info_from_headers
+from webhook.pace import Pace, Right, Turn
 from webhook.settings import StoreSettings
 from webhook.sigv4 import Signer
 
@@ -60,10 +61,11 @@ class Answer:
 
 
 class Store:
-    """Thread-safe. `side` is "source" or "target", for errors."""
+    """Thread-safe. `side` is "source" or "target", for errors; `pace`: how fast it is asked."""
 
-    def __init__(self, settings: StoreSettings, *, side: str) -> None:
+    def __init__(self, settings: StoreSettings, *, side: str, pace: Pace | None = None) -> None:
         self._side = side
+        self._pace = pace
         self._connections = Connections(settings.endpoint_url, ca_file=settings.ca_file)
         self._signer = Signer(
             access_key=settings.access_key,
@@ -72,18 +74,21 @@ class Store:
             host=self._connections.host,
         )
 
-    def head(self, bucket: str, key: str, *, part: int | None = None) -> Mapping[str, str]:
+    def head(
+        self, bucket: str, key: str, *, part: int | None = None, permit: Right | None = None
+    ) -> Mapping[str, str]:
         """The object's headers. Raises: NoSuchKey (also where the bucket is missing), StoreError."""
         query = [("partNumber", str(part))] if part else []
-        return self.ask("HeadObject", "HEAD", bucket, key, query=query).headers
+        return self.ask("HeadObject", "HEAD", bucket, key, query=query, permit=permit).headers
 
-    def info(self, bucket: str, key: str) -> ObjectInfo:
+    def info(self, bucket: str, key: str, *, permit: Right | None = None) -> ObjectInfo:
         """The object as its headers describe it. Raises as `head` does."""
-        return info_from_headers(self.head(bucket, key))
+        return info_from_headers(self.head(bucket, key, permit=permit))
 
-    def tags(self, bucket: str, key: str) -> dict[str, str]:
+    def tags(self, bucket: str, key: str, *, permit: Right | None = None) -> dict[str, str]:
         """The object's tags. Raises: NoSuchKey, StoreError."""
-        answer = self.ask("GetObjectTagging", "GET", bucket, key, query=[("tagging", "")])
+        query = [("tagging", "")]
+        answer = self.ask("GetObjectTagging", "GET", bucket, key, query=query, permit=permit)
         root = answer.xml(self.place("GetObjectTagging", bucket, key))
         if root.find("{*}TagSet") is None:
             raise not_s3(self.place("GetObjectTagging", bucket, key))
@@ -145,27 +150,32 @@ class Store:
         query: Sequence[tuple[str, str]] = (),
         headers: Mapping[str, str] | None = None,
         body: memoryview | None = None,
+        permit: Right | None = None,
     ) -> Reading:
         """One request; gives its good answer, whose body is still to be read.
 
-        Header names are given in lower case, values as bytes in Latin-1. Raises: StoreError.
+        Header names are given in lower case, values as bytes in Latin-1. What writes is sent only if `permit`
+        still allows it, asked after all waiting, and right before it is sent. Raises: StoreError, LeaseLost;
+        where the store is paced, LedgerUnavailable.
         """
         place = self.place(operation, bucket, key)
         path = f"/{bucket}/{quote(key, safe='/~')}" if key else f"/{bucket}"
-        with self._errors(place):
-            encoded, signed = self._signer.sign(method, path, query, _checked(headers or {}), at=time.time())
-            signed["host"] = self._connections.host
-            request = Request(method, f"{path}?{encoded}" if encoded else path, signed, body)
-            connection, response = self._connections.send(request)
-        reading = Reading(self._connections, connection, response, place)
-        length = reading.headers.get("content-length", "0")
-        is_s3 = length.isascii() and length.isdigit()
-        if is_s3 and 200 <= response.status < 300:
-            return reading
-        with reading:
-            raise (
-                answered(response.status, reading.text(), place, reading.headers) if is_s3 else not_s3(place)
-            )
+        check = permit.check if permit and method not in ("GET", "HEAD") else None
+        turn = self._pace.turn(place, permit, length=len(body or b"")) if self._pace else Turn()
+        try:
+            with self._errors(place):
+                given = _checked(headers or {})
+                encoded, signed = self._signer.sign(method, path, query, given, at=time.time())
+                signed["host"] = self._connections.host
+                request = Request(method, f"{path}?{encoded}" if encoded else path, signed, body, check)
+                connection, response = self._connections.send(request)
+            reading = Reading(self._connections, connection, response, place)
+            _raise_unless_good(reading, response.status, place)
+        except BaseException as error:
+            turn.end(error)
+            raise
+        reading.turn = turn
+        return reading
 
     def close(self) -> None:
         """Closes the connections that are not in use."""
@@ -202,6 +212,8 @@ class Reading:
         self._response = response
         self._place = place
         self._is_open = True
+        self.turn = Turn()
+        """Ended when it is closed."""
         self.headers: dict[str, str] = {}
         for name, value in response.getheaders():
             known, value = self.headers.get(name.lower()), value.strip(" \t\r\n")
@@ -252,6 +264,7 @@ class Reading:
             self._is_open = False
             self._connections.give_back(self._connection, is_clean=self._response.isclosed())
             self._response.close()
+            self.turn.end()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -265,6 +278,16 @@ class Reading:
             f"{self._place}: {len(body)} bytes announced, {found}",
             hint="It is read again. If this stays, something on the way changes the data.",
         )
+
+
+def _raise_unless_good(reading: Reading, status: int, place: Place) -> None:
+    """Raises the error that an answer other than 2xx means, and closes it then."""
+    length = reading.headers.get("content-length", "0")
+    is_s3 = length.isascii() and length.isdigit()
+    if is_s3 and 200 <= status < 300:
+        return
+    with reading:
+        raise answered(status, reading.text(), place, reading.headers) if is_s3 else not_s3(place)
 
 
 def _seconds(date: str) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
@@ -22,14 +21,17 @@ from botocore.config import Config
 from botocore.exceptions import ConnectionClosedError
 
 from webhook.answers import boto_errors, not_s3
+from webhook.conditions import IF_MATCH, IF_NEW, Conditions
 from webhook.connections import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
-from webhook.errors import KeyExists, NoSuchKey, Place, StoreError, StoreUnavailable
+from webhook.errors import NoSuchKey, Place, StoreError, StoreUnavailable
 from webhook.listing import Page
 from webhook.objects import STAMP, ObjectInfo, Properties, is_opaque
+from webhook.pace import Pace, Right, Slots
 from webhook.settings import StoreSettings
 from webhook.store import Reading, Store
 
 T = TypeVar("T")
+_BOTO_NAMES = {IF_MATCH: "IfMatch", IF_NEW: "IfNoneMatch"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +54,38 @@ class UploadedPart:
 
 
 class Target:
-    """Thread-safe. Create it after the fork."""
+    """Thread-safe. Create it after the fork.
 
-    def __init__(self, settings: StoreSettings, *, connections_max: int) -> None:
+    What writes asks its permit right before it is sent, and raises LeaseLost where that has ended; what reads
+    asks it only while it waits. All of it is paced, and raises what `Pace.turn` does.
+    """
+
+    def __init__(
+        self,
+        settings: StoreSettings,
+        *,
+        connections_max: int,
+        name: str = "target",
+        slots: Slots | None = None,
+    ) -> None:
+        """`name` is its name in the settings; `slots` are what its limits hold for, None: this process."""
         preset = settings.preset
+        self._pace = Pace(name, max_rps=settings.max_rps, max_mbps=settings.max_mbps, slots=slots)
         checksums = "when_supported" if preset.sends_checksums else "when_required"
         is_plain = settings.endpoint_url.startswith("http:")
         self.takes_tags = preset.takes_tags
         """False where the store is known to have no tagging, or has said so."""
-        self._store = Store(settings, side="target")
+        self._store = Store(settings, side="target", pace=self._pace)
         self.wants_digests = False
         """True once the store has refused a part without Content-MD5, as buckets under object lock do."""
-        self.heeds_only_new = preset.heeds_only_new
-        """Whether the store refuses a PUT that is to replace nothing, where there is something; None: not
-        known yet."""
-        self._trial = threading.Lock()
+        self.puts = Conditions(name, "PutObject", only_new=preset.heeds_only_new, match=preset.heeds_match)
+        self.completions = Conditions(
+            name,
+            "CompleteMultipartUpload",
+            only_new=preset.heeds_on_complete,
+            match=preset.heeds_on_complete,
+        )
+        self._heeds_on_delete = preset.heeds_on_delete
         self._client = boto3.session.Session().client(
             "s3",
             endpoint_url=settings.endpoint_url,
@@ -88,6 +107,11 @@ class Target:
             ),
         )
 
+    @property
+    def limit(self) -> int | None:
+        """How many requests are sent at once at most now, because the target was busy; None: no limit."""
+        return self._pace.limit
+
     def close(self) -> None:
         """Closes the connections that are not in use."""
         self._store.close()
@@ -97,10 +121,10 @@ class Target:
         """For errors."""
         return self._store.place(operation, bucket, key)
 
-    def head(self, bucket: str, key: str) -> ObjectInfo | None:
+    def head(self, bucket: str, key: str, *, permit: Right | None = None) -> ObjectInfo | None:
         """The object's headers, or None where there is none. Raises: StoreError."""
         try:
-            return self._store.info(bucket, key)
+            return self._store.info(bucket, key, permit=permit)
         except NoSuchKey:
             return None
 
@@ -108,12 +132,12 @@ class Target:
         """Starts reading the whole object. Raises: NoSuchKey, StoreError."""
         return self._store.open("GetObject", "GET", bucket, key)
 
-    def tags(self, bucket: str, key: str) -> dict[str, str]:
+    def tags(self, bucket: str, key: str, *, permit: Right | None = None) -> dict[str, str]:
         """The object's tags; none where there is no object or no tagging. Raises: StoreError."""
         if not self.takes_tags:
             return {}
         try:
-            return self._store.tags(bucket, key)
+            return self._store.tags(bucket, key, permit=permit)
         except NoSuchKey:
             return {}
         except StoreError as error:
@@ -130,43 +154,52 @@ class Target:
         md5: bytes,
         attributes: Attributes,
         *,
-        only_new: bool = False,
+        permit: Right,
+        replaces: str | None = None,
     ) -> tuple[Written, tuple[str, ...]]:
         """Writes a whole object; gives what the target says of it, and what it could not hold.
 
-        `md5` is the body's digest, which the store checks too. Safe to repeat. With `only_new` the store is
-        asked to replace nothing. Raises: KeyExists, StoreError.
+        `md5` is the body's digest, which the store checks too. `replaces`: the ETag of what is to be
+        replaced, "": nothing, None: whatever there is. Safe to repeat. Raises: TargetChanged, StoreError.
         """
 
         def send(headers: Mapping[str, str]) -> Written:
-            return self._write("PutObject", bucket, key, body, md5, headers={**headers, **condition})
+            return self.puts.send(replaces, lambda condition: send_if({**headers, **condition}))
 
-        condition = {"if-none-match": "*"} if only_new else {}
+        def send_if(headers: Mapping[str, str]) -> Written:
+            return self._write("PutObject", bucket, key, body, md5, headers=headers, permit=permit)
+
         return self._with_attributes(attributes, send)
 
-    def try_only_new(self, bucket: str, key: str, body: memoryview, attributes: Attributes) -> None:
-        """Finds out whether the store heeds `only_new`, once, by writing again what was just written."""
-        if self.heeds_only_new is not None or not self._trial.acquire(blocking=False):
-            return
-        md5 = hashlib.md5(body, usedforsecurity=False).digest()
+    def try_only_new(
+        self, bucket: str, key: str, body: memoryview, attributes: Attributes, *, permit: Right
+    ) -> None:
+        """Finds out whether a PUT that is to replace nothing heeds that, once, by writing again what was just
+        written. Raises: LeaseLost.
+        """
+
+        def send_again() -> None:
+            md5 = hashlib.md5(body, usedforsecurity=False).digest()
+            self.put(bucket, key, body, md5, attributes, permit=permit, replaces="")
+
         try:
-            self.put(bucket, key, body, md5, attributes, only_new=True)
-            self.heeds_only_new = False
-        except KeyExists:
-            self.heeds_only_new = True
+            self.puts.try_only_new(send_again)
         except StoreUnavailable:
             pass  # another object will tell
         except StoreError:
-            self.heeds_only_new = False
-        finally:
-            self._trial.release()
+            self.puts.learn(IF_NEW, heeds=False)
 
-    def create_upload(self, bucket: str, key: str, attributes: Attributes) -> tuple[str, tuple[str, ...]]:
+    def create_upload(
+        self, bucket: str, key: str, attributes: Attributes, *, permit: Right
+    ) -> tuple[str, tuple[str, ...]]:
         """Begins an upload in parts; gives its id, and what the target could not hold. Raises: StoreError."""
         operation = "CreateMultipartUpload"
 
         def send(headers: Mapping[str, str]) -> str:
-            answer = self._store.ask(operation, "POST", bucket, key, query=[("uploads", "")], headers=headers)
+            query = [("uploads", "")]
+            answer = self._store.ask(
+                operation, "POST", bucket, key, query=query, headers=headers, permit=permit
+            )
             place = self._store.place(operation, bucket, key)
             upload_id = answer.xml(place).findtext("{*}UploadId")
             if not upload_id:
@@ -176,13 +209,23 @@ class Target:
         return self._with_attributes(attributes, send)
 
     def put_part(
-        self, bucket: str, key: str, upload_id: str, number: int, body: memoryview, md5: bytes | None
+        self,
+        bucket: str,
+        key: str,
+        upload_id: str,
+        number: int,
+        body: memoryview,
+        md5: bytes | None,
+        *,
+        permit: Right,
     ) -> Written:
         """Writes one part; the store checks `md5` where it is given. Safe to repeat. Raises: StoreError."""
         query = [("partNumber", str(number)), ("uploadId", upload_id)]
-        return self._write("UploadPart", bucket, key, body, md5, query=query)
+        return self._write("UploadPart", bucket, key, body, md5, query=query, permit=permit)
 
-    def uploaded_parts(self, bucket: str, key: str, upload_id: str) -> dict[int, UploadedPart] | None:
+    def uploaded_parts(
+        self, bucket: str, key: str, upload_id: str, *, permit: Right | None = None
+    ) -> dict[int, UploadedPart] | None:
         """The parts an unfinished upload has, by number; None where there is no such upload any more.
 
         Raises: StoreError.
@@ -191,7 +234,9 @@ class Target:
         after = 0
         try:
             while True:
-                page = self._ask("ListParts", bucket, key, UploadId=upload_id, PartNumberMarker=after)
+                page = self._ask(
+                    "ListParts", bucket, key, permit=permit, UploadId=upload_id, PartNumberMarker=after
+                )
                 for part in page.get("Parts", []):
                     after = part["PartNumber"]
                     found[after] = UploadedPart(size=part["Size"], etag=part["ETag"].strip('"'))
@@ -202,25 +247,46 @@ class Target:
                 return None
             raise
 
-    def complete_upload(self, bucket: str, key: str, upload_id: str, etags: Sequence[str]) -> Written:
-        """Makes the object of its parts, whose ETags are given in order. Raises: StoreError."""
+    def complete_upload(
+        self,
+        bucket: str,
+        key: str,
+        upload_id: str,
+        etags: Sequence[str],
+        *,
+        permit: Right,
+        replaces: str | None = None,
+    ) -> Written:
+        """Makes the object of its parts, whose ETags are given in order; `replaces` as in `put`.
+
+        Raises: TargetChanged, StoreError.
+        """
+
+        def send(condition: Mapping[str, str]) -> dict[str, Any]:
+            more = {_BOTO_NAMES[name]: value for name, value in condition.items()}
+            return self._ask(operation, bucket, key, wanted="ETag", permit=permit, **given, **more)
+
+        operation = "CompleteMultipartUpload"
         listed = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in enumerate(etags, start=1)]
         given: dict[str, Any] = {"UploadId": upload_id, "MultipartUpload": {"Parts": listed}}
-        done = self._ask("CompleteMultipartUpload", bucket, key, wanted="ETag", **given)
+        done = self.completions.send(replaces, send)
         return _written({**done["ResponseMetadata"]["HTTPHeaders"], "etag": done["ETag"]})
 
-    def abort_upload(self, bucket: str, key: str, upload_id: str) -> None:
+    def abort_upload(self, bucket: str, key: str, upload_id: str, *, permit: Right | None = None) -> None:
         """Discards an unfinished upload; one that is gone already is fine. Raises: StoreError."""
         try:
-            self._ask("AbortMultipartUpload", bucket, key, UploadId=upload_id)
+            self._ask("AbortMultipartUpload", bucket, key, permit=permit, UploadId=upload_id)
         except StoreError as error:
             if error.store_code != "NoSuchUpload" and error.status != 404:
                 raise
 
-    def delete(self, bucket: str, key: str) -> None:
-        """Deletes the object; one that is gone already is fine. Raises: StoreError."""
+    def delete(self, bucket: str, key: str, *, permit: Right, etag: str = "") -> None:
+        """Deletes the object, of stores that are known to heed it only the one of this ETag; one that is gone
+        already is fine. Raises: TargetChanged, StoreError.
+        """
+        condition = {IF_MATCH: f'"{etag}"'} if etag and self._heeds_on_delete else {}
         try:
-            self._store.ask("DeleteObject", "DELETE", bucket, key)
+            self._store.ask("DeleteObject", "DELETE", bucket, key, headers=condition, permit=permit)
         except NoSuchKey:
             pass
 
@@ -240,28 +306,47 @@ class Target:
         body: memoryview,
         md5: bytes | None,
         *,
+        permit: Right,
         query: Sequence[tuple[str, str]] = (),
         headers: Mapping[str, str] | None = None,
     ) -> Written:
         given = dict(headers or {})
         if md5:
             given["content-md5"] = base64.b64encode(md5).decode()
-        answer = self._store.ask(operation, "PUT", bucket, key, query=query, headers=given, body=body)
+        answer = self._store.ask(
+            operation, "PUT", bucket, key, query=query, headers=given, body=body, permit=permit
+        )
         if body and not answer.headers.get("etag"):  # MinIO's gateways give folder markers none
             raise not_s3(self._store.place(operation, bucket, key))
         return _written(answer.headers)
 
     def _ask(
-        self, operation: str, bucket: str, key: str, *, wanted: str = "", **parameters: Any
+        self,
+        operation: str,
+        bucket: str,
+        key: str,
+        *,
+        wanted: str = "",
+        permit: Right | None = None,
+        **parameters: Any,
     ) -> dict[str, Any]:
-        """One request. `wanted`: what an answer of S3 to it always has."""
-        call = getattr(self._client, xform_name(operation))
+        """One request, asking `permit` right before it. `wanted`: what an answer of S3 to it always has."""
+
+        def call() -> dict[str, Any]:
+            if permit:
+                permit.check()
+            answer: dict[str, Any] = getattr(self._client, xform_name(operation))(**parameters)
+            return checked(answer)
+
         parameters |= {"Bucket": bucket, "Key": key}
-        with boto_errors(operation, bucket, key, wanted=wanted) as checked:
+        with (
+            self._pace.request(self.place(operation, bucket, key), permit),
+            boto_errors(operation, bucket, key, wanted=wanted) as checked,
+        ):
             try:
-                return checked(call(**parameters))
+                return call()
             except ConnectionClosedError:  # a kept-alive connection that the store had closed meanwhile
-                return checked(call(**parameters))
+                return call()
 
     def _with_attributes(
         self, attributes: Attributes, send: Callable[[Mapping[str, str]], T]

@@ -19,6 +19,7 @@ from webhook.errors import LeaseLost, ReplicatorError
 from webhook.layout import MIB
 from webhook.memory import MemoryBudget
 from webhook.objects import ObjectInfo
+from webhook.pace import Slots
 from webhook.rules import Rule
 from webhook.settings import CopySettings, StoreSettings
 from webhook.source import Source
@@ -45,10 +46,10 @@ def source_at() -> Iterator[Callable[..., Source]]:
 
 @pytest.fixture(scope="module")
 def target_at() -> Iterator[Callable[..., Target]]:
-    """A Target for a server; keywords replace parts of its StoreSettings."""
+    """A Target for a server; keywords replace parts of its StoreSettings, `slots` are its limits'."""
 
-    def make(server: S3Server, **changes: Any) -> Target:
-        made = Target(_settings(server, changes), connections_max=CONNECTIONS_MAX)
+    def make(server: S3Server, *, slots: Slots | None = None, **changes: Any) -> Target:
+        made = Target(_settings(server, changes), connections_max=CONNECTIONS_MAX, slots=slots)
         return stack.enter_context(closing(made))
 
     with ExitStack() as stack:
@@ -190,13 +191,15 @@ def scene(
     source_at: Callable[..., Source],
     target_at: Callable[..., Target],
 ) -> Iterator[Scene]:
-    """Each server in turn as the source, SeaweedFS as the target."""
-    server: S3Server = request.getfixturevalue(request.param)
-    rule = Rule(name="default", source_bucket=new_bucket(server), target_bucket=new_bucket(seaweed))
-    with Proxy(server.endpoint) as here, Proxy(seaweed.endpoint) as there:
+    """Each server in turn as the source, SeaweedFS as the target; or as the parameter says: "a to b"."""
+    names = request.param.split(" to ")
+    server: S3Server = request.getfixturevalue(names[0])
+    target_server: S3Server = request.getfixturevalue(names[1]) if len(names) > 1 else seaweed
+    rule = Rule(name="default", source_bucket=new_bucket(server), target_bucket=new_bucket(target_server))
+    with Proxy(server.endpoint) as here, Proxy(target_server.endpoint) as there:
         source = source_at(server, endpoint_url=here.endpoint)
-        target = target_at(seaweed, endpoint_url=there.endpoint)
-        made = Scene(server, seaweed, here, there, source, target, rule)
+        target = target_at(target_server, endpoint_url=there.endpoint)
+        made = Scene(server, target_server, here, there, source, target, rule)
         yield made
         for copier in made.copiers:
             copier.close()

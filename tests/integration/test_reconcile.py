@@ -81,7 +81,7 @@ def put_all(target: Target, bucket: str, objects: Iterable[tuple[str, bytes]]) -
 
     def put(key: str, body: bytes) -> None:
         md5 = hashlib.md5(body, usedforsecurity=False).digest()
-        target.put(bucket, key, memoryview(bytearray(body)), md5, NOTHING)
+        target.put(bucket, key, memoryview(bytearray(body)), md5, NOTHING, permit=Permit())
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda each: put(*each), objects))
@@ -550,7 +550,9 @@ def test_etags_that_cannot_be_compared_are_compared_by_what_was_copied_last(
     assert source_etag.endswith("-2")
     md5 = hashlib.md5(body, usedforsecurity=False).digest()
     stamped = replace(NOTHING, stamp=source_etag)
-    world.target.put(world.rule.target_bucket, "parts", memoryview(bytearray(body)), md5, stamped)
+    world.target.put(
+        world.rule.target_bucket, "parts", memoryview(bytearray(body)), md5, stamped, permit=Permit()
+    )
     assert found(world.sweep()) == {"unproven": 1, "put": 1}
     claim = world.ledger.claim_one("default", "parts", worker="w", lease_s=LEASE_S)
     assert claim is not None

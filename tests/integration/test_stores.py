@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from scripts.local_servers import Gateway, S3Server
-from tests.integration.conftest import read_object
+from tests.integration.conftest import Permit, read_object
 from tests.proxy import Exchange, Fault, Proxy, answering, cut_answer, drop, flip_request
 from webhook.errors import (
     IntegrityError,
@@ -60,7 +60,7 @@ class Store:
     key: str = ""
 
     def put(self, key: str, body: bytearray = BODY, attributes: Attributes = NOTHING) -> str:
-        written, lost = self.target.put(self.bucket, key, body, md5(body), attributes)
+        written, lost = self.target.put(self.bucket, key, body, md5(body), attributes, permit=Permit())
         assert lost == ()
         return written.etag
 
@@ -93,10 +93,11 @@ def opened(
 
 
 @pytest.fixture
-def store(opened: Store) -> Store:
-    """Each server in turn, with a key nobody else uses."""
+def store(opened: Store, target_at: Callable[..., Target]) -> Store:
+    """Each server in turn, with a key nobody else uses, and a target that remembers nothing."""
     opened.proxy.forget()
-    return replace(opened, key=f"key-{next(_numbers)}")
+    target = target_at(opened.server, endpoint_url=opened.proxy.endpoint)
+    return replace(opened, key=f"key-{next(_numbers)}", target=target)
 
 
 one_server = pytest.mark.parametrize("opened", ["seaweed"], indirect=True)
@@ -117,7 +118,7 @@ CALLS: dict[str, tuple[str, Callable[[Store], object]]] = {
     "target.put": ("PutObject", lambda on: on.put(on.key)),
     "target.create_upload": (
         "CreateMultipartUpload",
-        lambda on: on.target.create_upload(on.bucket, on.key, NOTHING),
+        lambda on: on.target.create_upload(on.bucket, on.key, NOTHING, permit=Permit()),
     ),
     "target.check": ("HeadBucket", lambda on: on.target.check(on.bucket)),
 }
@@ -177,10 +178,15 @@ def test_attributes_and_tags_come_back_as_written(store: Store) -> None:
         expected = replace(expected, content_encoding="", content_language="", expires="")
     store.put(store.key, BODY, Attributes(properties=PROPERTIES, tags=TAGS, stamp="some-etag"))
     upload_id, _ = store.target.create_upload(
-        store.bucket, f"{store.key}-parts", Attributes(properties=PROPERTIES, tags=TAGS, stamp="some-etag")
+        store.bucket,
+        f"{store.key}-parts",
+        Attributes(properties=PROPERTIES, tags=TAGS, stamp="some-etag"),
+        permit=Permit(),
     )
-    part = store.target.put_part(store.bucket, f"{store.key}-parts", upload_id, 1, BODY, md5(BODY))
-    store.target.complete_upload(store.bucket, f"{store.key}-parts", upload_id, [part.etag])
+    part = store.target.put_part(
+        store.bucket, f"{store.key}-parts", upload_id, 1, BODY, md5(BODY), permit=Permit()
+    )
+    store.target.complete_upload(store.bucket, f"{store.key}-parts", upload_id, [part.etag], permit=Permit())
     for key in (store.key, f"{store.key}-parts"):
         found = store.target.head(store.bucket, key)
         assert found is not None
@@ -207,7 +213,7 @@ def test_metadata_sent_as_raw_utf8_is_read_as_a_word_that_can_be_written(store: 
 
 def test_an_expires_that_is_no_date_is_named_as_lost(store: Store) -> None:
     odd = Attributes(properties=Properties(expires="0"), tags={})
-    assert store.target.put(store.bucket, store.key, BODY, md5(BODY), odd)[1] == ("expires",)
+    assert store.target.put(store.bucket, store.key, BODY, md5(BODY), odd, permit=Permit())[1] == ("expires",)
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -215,12 +221,14 @@ def test_an_expires_that_is_no_date_is_named_as_lost(store: Store) -> None:
 
 def test_parts_become_one_object_with_the_etag_of_its_parts(store: Store) -> None:
     bodies = [bytearray(b"1" * 5 * MIB), bytearray(b"2" * 7)]
-    upload_id, _ = store.target.create_upload(store.bucket, store.key, NOTHING)
+    upload_id, _ = store.target.create_upload(store.bucket, store.key, NOTHING, permit=Permit())
     etags = [
-        store.target.put_part(store.bucket, store.key, upload_id, number, body, md5(body)).etag
+        store.target.put_part(
+            store.bucket, store.key, upload_id, number, body, md5(body), permit=Permit()
+        ).etag
         for number, body in enumerate(bodies, start=1)
     ]
-    written = store.target.complete_upload(store.bucket, store.key, upload_id, etags)
+    written = store.target.complete_upload(store.bucket, store.key, upload_id, etags, permit=Permit())
     assert written.etag == md5(b"".join(md5(body) for body in bodies)).hex() + "-2"
     head = store.source.head(store.bucket, store.key)
     assert (head.etag, head.size, head.parts_count) == (written.etag, 5 * MIB + 7, 2)
@@ -229,12 +237,15 @@ def test_parts_become_one_object_with_the_etag_of_its_parts(store: Store) -> Non
 
 
 def test_an_aborted_upload_leaves_nothing_and_aborting_again_is_fine(store: Store) -> None:
-    upload_id, _ = store.target.create_upload(store.bucket, store.key, NOTHING)
-    part = store.target.put_part(store.bucket, store.key, upload_id, 1, BODY, md5(BODY))
+    upload_id, _ = store.target.create_upload(store.bucket, store.key, NOTHING, permit=Permit())
+    part = store.target.put_part(store.bucket, store.key, upload_id, 1, BODY, md5(BODY), permit=Permit())
     store.target.abort_upload(store.bucket, store.key, upload_id)
     store.target.abort_upload(store.bucket, store.key, upload_id)
     complete = store.target.complete_upload
-    assert isinstance(error_of(store, complete, store.bucket, store.key, upload_id, [part.etag]), StoreFailed)
+    assert isinstance(
+        error_of(store, complete, store.bucket, store.key, upload_id, [part.etag], permit=Permit()),
+        StoreFailed,
+    )
     assert store.target.head(store.bucket, store.key) is None
     assert store.target.tags(store.bucket, store.key) == {}
 
@@ -252,12 +263,14 @@ def test_a_bit_flipped_on_the_way_to_the_store_is_refused_and_may_be_tried_again
     store: Store, operation: str
 ) -> None:
     store.proxy.plan(operation, flip_request)
-    upload_id, _ = store.target.create_upload(store.bucket, store.key, NOTHING)
+    upload_id, _ = store.target.create_upload(store.bucket, store.key, NOTHING, permit=Permit())
     if operation == "PutObject":
         error = error_of(store, store.put, store.key)
     else:
         put_part = store.target.put_part
-        error = error_of(store, put_part, store.bucket, store.key, upload_id, 1, BODY, md5(BODY))
+        error = error_of(
+            store, put_part, store.bucket, store.key, upload_id, 1, BODY, md5(BODY), permit=Permit()
+        )
     assert isinstance(error, StoreFailed)
     assert store.target.head(store.bucket, store.key) is None
     assert store.target.tags(store.bucket, store.key) == {}
@@ -396,11 +409,14 @@ def test_an_answer_that_is_not_s3_s_is_a_failure(store: Store, name: str) -> Non
 
 def test_an_error_inside_a_good_answer_to_complete_is_a_failure(store: Store) -> None:
     """S3 API Reference, CompleteMultipartUpload: 200 is sent before the work, the error after it."""
-    upload_id, _ = store.target.create_upload(store.bucket, store.key, NOTHING)
-    part = store.target.put_part(store.bucket, store.key, upload_id, 1, BODY, md5(BODY))
+    upload_id, _ = store.target.create_upload(store.bucket, store.key, NOTHING, permit=Permit())
+    part = store.target.put_part(store.bucket, store.key, upload_id, 1, BODY, md5(BODY), permit=Permit())
     store.proxy.plan("CompleteMultipartUpload", answering(200, "InternalError"), times=5)
     complete = store.target.complete_upload
-    assert isinstance(error_of(store, complete, store.bucket, store.key, upload_id, [part.etag]), StoreFailed)
+    assert isinstance(
+        error_of(store, complete, store.bucket, store.key, upload_id, [part.etag], permit=Permit()),
+        StoreFailed,
+    )
 
 
 @pytest.mark.parametrize("change", [lambda body: body[:-1], lambda body: body + b"!"], ids=["less", "more"])
@@ -423,6 +439,6 @@ def test_a_store_without_tagging_takes_the_object_and_names_the_tags_as_lost(
     store.proxy.plan("PutObject", answering(501, "NotImplemented"))
     store.proxy.plan("GetObjectTagging", answering(501, "NotImplemented"))
     for _ in range(2):
-        assert target.put(store.bucket, store.key, BODY, md5(BODY), tagged)[1] == ("tags",)
+        assert target.put(store.bucket, store.key, BODY, md5(BODY), tagged, permit=Permit())[1] == ("tags",)
     assert store.proxy.counted == {"PutObject": 3}
     assert target.tags(store.bucket, store.key) == {}

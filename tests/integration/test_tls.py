@@ -14,7 +14,7 @@ import trustme
 import urllib3
 
 from scripts.local_servers import REGION, SeaweedFS
-from tests.integration.conftest import read_object
+from tests.integration.conftest import Permit, read_object
 from tests.integration.test_stores import BODY, NOTHING, md5
 from webhook.errors import SettingsError, StoreUnavailable
 from webhook.settings import StoreSettings
@@ -87,8 +87,8 @@ def are_not_asked(source: Source, target: Target, problem: str) -> None:
     calls: list[tuple[str, Callable[[], object]]] = [
         (problem, lambda: source.head(BUCKET, "key")),
         (problem, lambda: source.open(BUCKET, "key")),
-        (problem, lambda: target.put(BUCKET, "key", BODY, md5(BODY), NOTHING)),
-        (problem, lambda: target.create_upload(BUCKET, "key", NOTHING)),
+        (problem, lambda: target.put(BUCKET, "key", BODY, md5(BODY), NOTHING, permit=Permit())),
+        (problem, lambda: target.create_upload(BUCKET, "key", NOTHING, permit=Permit())),
         ("", lambda: target.uploaded_parts(BUCKET, "key", "no-such-upload")),
     ]
     for expected, call in calls:
@@ -108,14 +108,14 @@ def test_with_the_authority_named_objects_and_parts_are_written_and_read(
     monkeypatch.setenv("SSL_CERT_FILE", str(server.ca_path))
     source, target = stores()
     target.check(BUCKET)
-    target.put(BUCKET, "whole", BODY, md5(BODY), NOTHING)
-    upload, _ = target.create_upload(BUCKET, "parts", NOTHING)
-    part = target.put_part(BUCKET, "parts", upload, 1, BODY, md5(BODY))
+    target.put(BUCKET, "whole", BODY, md5(BODY), NOTHING, permit=Permit())
+    upload, _ = target.create_upload(BUCKET, "parts", NOTHING, permit=Permit())
+    part = target.put_part(BUCKET, "parts", upload, 1, BODY, md5(BODY), permit=Permit())
     assert list(target.uploaded_parts(BUCKET, "parts", upload) or ()) == [1]
-    target.complete_upload(BUCKET, "parts", upload, [part.etag])
+    target.complete_upload(BUCKET, "parts", upload, [part.etag], permit=Permit())
     for key in ("whole", "parts"):
         assert read_object(source, BUCKET, key) == BODY
-    left, _ = target.create_upload(BUCKET, "left", NOTHING)
+    left, _ = target.create_upload(BUCKET, "left", NOTHING, permit=Permit())
     target.abort_upload(BUCKET, "left", left)
     assert target.uploaded_parts(BUCKET, "left", left) is None
 

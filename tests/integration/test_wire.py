@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from scripts.local_servers import S3Server, SeaweedFS
-from tests.integration.conftest import read_object
+from tests.integration.conftest import Permit, read_object
 from tests.integration.test_stores import BODY, NOTHING, md5
 from tests.proxy import Exchange, Proxy
 from webhook import connections
@@ -140,7 +140,7 @@ def read(listener: Listener) -> bytes:
 def put(listener: Listener, attributes: Attributes = NOTHING) -> str:
     target = Target(listener.settings, connections_max=1)
     try:
-        return target.put("bucket", "key", BODY, md5(BODY), attributes)[0].etag
+        return target.put("bucket", "key", BODY, md5(BODY), attributes, permit=Permit())[0].etag
     finally:
         target.close()
 
@@ -317,7 +317,7 @@ def test_a_store_that_does_not_take_the_body_is_given_up(listening: Callable[[Ta
     try:
         body = bytearray(32 * 1024 * 1024)  # more than the system takes for it
         with pytest.raises(StoreUnavailable):
-            target.put("bucket", "key", body, md5(body), NOTHING)
+            target.put("bucket", "key", body, md5(body), NOTHING, permit=Permit())
     finally:
         over.set()
         target.close()
@@ -355,7 +355,7 @@ def test_a_kept_connection_that_the_store_closed_is_made_again(
     writes = listening(Closing(2, DONE, hears_one_more))
     target = Target(writes.settings, connections_max=1)
     for _ in range(5):
-        target.put("bucket", "key", BODY, md5(BODY), NOTHING)
+        target.put("bucket", "key", BODY, md5(BODY), NOTHING, permit=Permit())
     target.close()
     assert (reads.accepted, writes.accepted) == (3, 3)
 
@@ -425,10 +425,10 @@ class Place:
     def written(self, *, storage_class: str = "", **properties: Any) -> list[Properties]:
         """What becomes of an object that is written whole, and of one in parts."""
         attributes = Attributes(properties=Properties(**properties), tags={}, storage_class=storage_class)
-        self.target.put(self.bucket, "whole", BODY, md5(BODY), attributes)
-        upload, _ = self.target.create_upload(self.bucket, "parts", attributes)
-        part = self.target.put_part(self.bucket, "parts", upload, 1, BODY, md5(BODY))
-        self.target.complete_upload(self.bucket, "parts", upload, [part.etag])
+        self.target.put(self.bucket, "whole", BODY, md5(BODY), attributes, permit=Permit())
+        upload, _ = self.target.create_upload(self.bucket, "parts", attributes, permit=Permit())
+        part = self.target.put_part(self.bucket, "parts", upload, 1, BODY, md5(BODY), permit=Permit())
+        self.target.complete_upload(self.bucket, "parts", upload, [part.etag], permit=Permit())
         return [self.source.head(self.bucket, key).properties for key in ("whole", "parts")]
 
 
@@ -511,7 +511,7 @@ def test_the_storage_class_is_sent_with_whole_objects_and_uploads_only_where_one
 # ── proxies ──────────────────────────────────────────────────────────────────────────────────────────────
 
 CALLS: dict[str, Callable[[Target], object]] = {
-    "put": lambda target: target.put("bucket", "key", BODY, md5(BODY), NOTHING),
+    "put": lambda target: target.put("bucket", "key", BODY, md5(BODY), NOTHING, permit=Permit()),
     "head": lambda target: target.head("bucket", "key"),
     "list parts": lambda target: target.uploaded_parts("bucket", "key", "id"),
 }

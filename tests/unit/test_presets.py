@@ -53,4 +53,10 @@ def test_what_stores_are_known_not_to_do_is_not_asked_of_them() -> None:
     }
     assert {each.name for each in presets.ALL if each.heeds_only_new is False} == {"b2", "gcs", "garage"}
     assert {each.name for each in presets.ALL if each.heeds_only_new} == {"aws", "r2", "seaweedfs"}
+    for condition in ("heeds_match", "heeds_on_complete"):
+        heeds = {each.name: getattr(each, condition) for each in presets.ALL}
+        assert {name for name, known in heeds.items() if known is False} == {"gcs", "garage"}
+        assert {name for name, known in heeds.items() if known} == {"aws", "r2", "seaweedfs"}
+    assert {each.name for each in presets.ALL if each.heeds_on_delete} == {"aws", "seaweedfs"}
+    assert {each.name: each.max_rps for each in presets.ALL if each.max_rps} == {"filebase": 100}
     assert {each.name for each in presets.ALL if each.sends_checksums} == {"aws"}

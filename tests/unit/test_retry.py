@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from webhook import errors
-from webhook.errors import IntegrityError, LedgerUnavailable, Place, SourceChanged, StoreError
+from webhook.errors import IntegrityError, LedgerUnavailable, Place, StoreError
 from webhook.retry import DELAY_MAX_S, FIRST_DELAY_S, UNAVAILABLE_DELAY_MAX_S, Bury, Retry, decide
 
 PLACE = Place(side="target", operation="PutObject", bucket="b", key="k")
 WAITING = ["StoreUnavailable"]
-RETRIED = ["StoreFailed", "StoreDenied", "NoSuchKey", "SourceChanged"]
+RETRIED = ["StoreFailed", "StoreDenied", "NoSuchKey", "SourceChanged", "TargetChanged"]
 shares = st.floats(0, 1)
 
 
@@ -28,7 +28,7 @@ def delays(error: Exception, count: int, *, share: float) -> list[Retry]:
     """What is decided when the same error comes again and again."""
     decided: list[Retry] = []
     for attempts in range(2, count + 2):
-        backoff_s = decided[-1].backoff_s if decided else 0.0
+        backoff_s = decided[-1].backoff_s if decided else FIRST_DELAY_S / 2  # of a first try anew
         decision = decide(
             error, attempts=attempts, attempts_max=10**6, backoff_s=backoff_s, random_share=share
         )
@@ -54,7 +54,7 @@ def test_a_delay_is_within_bounds_and_never_undercuts_what_the_store_asked_for(
     error = store_error(name, retry_after_s=asked_s)
     decision = decide(error, attempts=attempts, attempts_max=10, backoff_s=backoff_s, random_share=share)
     assert isinstance(decision, Retry)
-    if name == "SourceChanged" and attempts == 1:
+    if name.endswith("Changed") and backoff_s == 0:
         return
     longest = UNAVAILABLE_DELAY_MAX_S if name in WAITING else DELAY_MAX_S
     assert asked_s <= decision.after_s <= max(asked_s, longest)
@@ -92,10 +92,14 @@ def test_what_will_never_pass_is_given_up_at_once(name: str) -> None:
     assert decide(store_error(name), attempts=1, attempts_max=99, backoff_s=0.0) == Bury()
 
 
-def test_an_object_that_changed_while_it_was_read_is_read_again_at_once_but_only_once() -> None:
-    error = SourceChanged("replaced", PLACE)
-    first = decide(error, attempts=1, attempts_max=9, backoff_s=0.0)
-    assert first == Retry(after_s=0.0, backoff_s=0.0, counts=True)
-    second = decide(error, attempts=2, attempts_max=9, backoff_s=0.0)
+@pytest.mark.parametrize("name", ["SourceChanged", "TargetChanged"])
+def test_what_changed_meanwhile_is_looked_at_anew_at_once_and_uncounted_but_only_once(name: str) -> None:
+    error = store_error(name)
+    first = decide(error, attempts=1, attempts_max=1, backoff_s=0.0)
+    assert isinstance(first, Retry)
+    assert (first.after_s, first.counts) == (0.0, False)
+    second = decide(error, attempts=1, attempts_max=9, backoff_s=first.backoff_s)
     assert isinstance(second, Retry)
-    assert second.after_s >= FIRST_DELAY_S / 2
+    assert second.counts
+    assert FIRST_DELAY_S / 2 <= second.after_s <= FIRST_DELAY_S
+    assert decide(error, attempts=1, attempts_max=1, backoff_s=first.backoff_s) == Bury()

@@ -84,6 +84,26 @@ def test_targets_are_read_as_they_stand_and_name_their_variables() -> None:
     assert (found.targets[0].variables, found.targets[0].title) == ("TARGET_COLD_1", "[targets.cold-1]")
 
 
+def test_a_target_may_have_limits_of_its_own() -> None:
+    (target,) = read("[targets.a]\nmax_rps = 0\nmax_mbps = 50\n").targets
+    assert (target.max_rps, target.max_mbps) == (0, 50)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ('"50"', "must be a whole number, without quotes, not a text"),
+        ("1.5", "must be a whole number, without quotes, not a number"),
+        ("true", "must be a whole number, without quotes, not true or false"),
+        ("-1", "must be between 0 and 1000000, not -1"),
+        ("1000001", "must be between 0 and 1000000, not 1000001"),
+    ],
+)
+@pytest.mark.parametrize("field", ["max_rps", "max_mbps"])
+def test_a_limit_is_a_whole_number(field: str, value: str, problem: str) -> None:
+    assert f"[targets.a] {field} {problem}" in read(f"[targets.a]\n{field} = {value}\n").problems
+
+
 @pytest.mark.parametrize(
     ("text", "needed"),
     [
