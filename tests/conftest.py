@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.local_servers import Gateway, PostgreSQL, S3Server, SeaweedFS
+from scripts.local_servers import Gateway, Nats, PostgreSQL, S3Server, SeaweedFS
 from webhook.ledger import Ledger
 
 _numbers = itertools.count(1)
@@ -36,6 +36,13 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
     """A PostgreSQL server."""
     with PostgreSQL(tmp_path_factory.mktemp("postgresql")) as server:
+        yield server
+
+
+@pytest.fixture
+def nats(tmp_path: Path) -> Iterator[Nats]:
+    """A NATS server with JetStream and without a stream."""
+    with Nats(tmp_path / "nats") as server:
         yield server
 
 

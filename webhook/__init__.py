@@ -6,19 +6,23 @@ The flow, in reading order:
                   stores beforehand)
  2. rules.py      which object goes to which targets, and how (rulesfile.py: from a file; conflicts.py:
                   loops and overlaps)
- 3. app.py        POST /minio/events and POST /v1/replicate arrive here (callers.py: who may call)
- 4. events.py     MinIO's notification JSON → changes
+ 3. app.py        POST /minio/events and POST /v1/replicate arrive here (callers.py: who may call);
+                  ingest.py: events that are fetched from NATS (jetstream.py)
+ 4. events.py     MinIO's notification JSON → changes → what they ask of the ledger
  5. ledger.py     changes → entries, on disk before the sender hears 200
                   (entries.py: its words; statements.py: its SQL; database.py, migrations/: its tables
-                  and how SQL is run; together.py: many puts in one transaction)
+                  and how SQL is run; postgresql.py: what is PostgreSQL's own; clocks.py: a time that all
+                  machines agree on; wakeups.py: words between processes; together.py: many puts in one
+                  transaction; pruning.py: old records dropped)
  6. worker.py     the threads that claim, copy and settle (inbox.py: live work first; processes.py: which
-                  process is which; fleet.py: which of them are there)
+                  process is which; fleet.py: which of them are there; supervisor.py: several under one)
  7. attempt.py    one attempt at one entry: claim → copy → ending
  8. copier.py     check → copy → verify, the only way to the target
                   (multipart.py: large objects; objects.py, layout.py, digests.py,
                   holdings.py: what it reckons with; memory.py: its bound)
  9. deletes.py    grace period, breaker and a fresh look before an object goes from the target
 10. source.py, target.py  the two stores, as a copy needs them
+                  (pace.py: how fast a target is asked; conditions.py: that nothing newer is replaced)
 11. store.py      one signed request to a store, and its answer
                   (connections.py: HTTP; sigv4.py: the signature; answers.py: what errors mean)
 12. reconcile.py  sweeps: what no event told of goes into the ledger's backfill lane

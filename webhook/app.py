@@ -17,7 +17,7 @@ from werkzeug.routing import BaseConverter
 from webhook import events, logs, settings
 from webhook.callers import json_object, let_in, service
 from webhook.copier import OutcomeKind
-from webhook.entries import Buried, Deferred, Ending, Held, Misfit, Request, Retried, Settled
+from webhook.entries import Buried, Deferred, Ending, Held, Request, Retried, Settled
 from webhook.errors import BadRequest, LedgerUnavailable, ReplicatorError, StoreError
 from webhook.operating import operating
 from webhook.rules import Rule
@@ -31,8 +31,6 @@ WAIT_S = 300.0
 """How long a manual request waits for an entry that somebody else is copying."""
 RETRY_AFTER_S = 3
 """MinIO's own pause between deliveries."""
-REMOVALS, NOTHING_REMOVED = "s3:ObjectRemoved:", "s3:ObjectRemoved:NoOP"
-WANTED_EVENTS = ("s3:ObjectCreated:", "s3:ObjectRemoved:", "s3:ObjectTagging:")
 
 log = structlog.get_logger("webhook.app")
 
@@ -85,36 +83,13 @@ def accept_events() -> Response:
     if not body:
         return probe()
     let_in(lambda web: web.webhook_auth_token, name="WEBHOOK_AUTH_TOKEN")
-    notification = events.parse(body)
-    wanted = [_requests(change) for change in notification.changes]
-    misfits = [
-        Misfit(record_id=each.record_id, reason=each.reason, raw=each.raw) for each in notification.unusable
-    ]
-    requests = [each for of_change in wanted for each in of_change]
-    if requests or misfits:
-        service().ledger.put(requests, misfits)
-    for misfit in misfits:
+    found = events.asked(body, service().sides.rules)
+    if found.requests or found.misfits:
+        service().ledger.put(found.requests, found.misfits)
+    for misfit in found.misfits:
         log.warning("event quarantined", reason=misfit.reason, record=misfit.record_id)
-    ignored = wanted.count([])
-    accepted = len(wanted) - ignored
-    answer = f'{{"accepted":{accepted},"ignored":{ignored},"quarantined":{len(misfits)}}}\n'
+    answer = f'{{"accepted":{found.accepted},"ignored":{found.ignored},"quarantined":{len(found.misfits)}}}\n'
     return Response(answer, mimetype="application/json")  # as jsonify makes it, in a third of the time
-
-
-def _requests(change: events.Change) -> list[Request]:
-    """What a change asks for: nothing where no rule wants the bucket or the event changes no object."""
-    if not change.event_name.startswith(WANTED_EVENTS):
-        return []
-    return [
-        Request(
-            rule=rule.name,
-            key=change.key,
-            event_id=change.event_id,
-            event_at=change.event_at,
-            is_removal=change.event_name.startswith(REMOVALS) and change.event_name != NOTHING_REMOVED,
-        )
-        for rule in service().sides.rules.matching(bucket=change.bucket, key=change.key)
-    ]
 
 
 # ── the API ──────────────────────────────────────────────────────────────────────────────────────────

@@ -1,4 +1,4 @@
-"""MinIO notification JSON → changes.
+"""MinIO notification JSON → changes → what they ask of the ledger.
 
 Format: MinIO's bucket notifications, which follow the S3 event message structure: one object with a
 `Records` list; `Records[].s3.bucket.name` and `Records[].s3.object.key`, the key query-escaped ("+" is
@@ -17,11 +17,17 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from webhook.entries import Misfit, Request
 from webhook.errors import BadRequest
+from webhook.rules import Rules
 
 KEY_MAX_BYTES = 1024
 """The longest key S3 allows, in UTF-8 (Amazon S3 User Guide, "Naming objects")."""
 BUCKET_MAX_CHARS = 255
+JUNK_KEPT_BYTES = 65_536
+"""So much is kept of what is no notification: MinIO's are a few kB."""
+REMOVALS, NOTHING_REMOVED = "s3:ObjectRemoved:", "s3:ObjectRemoved:NoOP"
+WANTED_EVENTS = ("s3:ObjectCreated:", "s3:ObjectRemoved:", "s3:ObjectTagging:")
 _canonical = json.JSONEncoder(sort_keys=True).encode
 
 
@@ -51,10 +57,68 @@ class Unusable:
 
 @dataclass(frozen=True, kw_only=True)
 class Notification:
-    """What one POST held."""
+    """What one body held."""
 
     changes: tuple[Change, ...]
     unusable: tuple[Unusable, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What one notification asks of the ledger."""
+
+    requests: tuple[Request, ...]
+    misfits: tuple[Misfit, ...]
+    accepted: int
+    """Changes that at least one rule wants."""
+    ignored: int
+    """Changes that no rule wants, or that change no object."""
+
+
+def asked(body: bytes, rules: Rules) -> Asked:
+    """What a notification asks for under these rules, whichever way it came.
+
+    Raises: BadRequest when the body is not JSON or not an object.
+    """
+    notification = parse(body)
+    wanted = [_requests(change, rules) for change in notification.changes]
+    ignored = wanted.count([])
+    return Asked(
+        requests=tuple([each for of_change in wanted for each in of_change]),
+        misfits=tuple(
+            [
+                Misfit(record_id=each.record_id, reason=each.reason, raw=each.raw)
+                for each in notification.unusable
+            ]
+        ),
+        accepted=len(wanted) - ignored,
+        ignored=ignored,
+    )
+
+
+def junk(body: bytes, reason: str) -> Misfit:
+    """A body that is no notification at all, to be kept where no sender hears that it is refused.
+
+    Of a long one, the beginning is kept.
+    """
+    text = body[:JUNK_KEPT_BYTES].decode("utf-8", "backslashreplace")
+    return Misfit(record_id=hashlib.sha256(body).hexdigest(), reason=reason, raw=json.dumps(text))
+
+
+def _requests(change: Change, rules: Rules) -> list[Request]:
+    """What a change asks for: nothing where no rule wants the key or the event changes no object."""
+    if not change.event_name.startswith(WANTED_EVENTS):
+        return []
+    return [
+        Request(
+            rule=rule.name,
+            key=change.key,
+            event_id=change.event_id,
+            event_at=change.event_at,
+            is_removal=change.event_name.startswith(REMOVALS) and change.event_name != NOTHING_REMOVED,
+        )
+        for rule in rules.matching(bucket=change.bucket, key=change.key)
+    ]
 
 
 def parse(body: bytes) -> Notification:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import certifi
@@ -20,15 +20,18 @@ from webhook.presets import Preset
 from webhook.rules import Rules, Template
 from webhook.rulesfile import (
     ENVIRONMENT_TARGET,
+    LIMIT_MAX,
     OVERWRITE,
     Defaults,
     TargetTable,
     source_problem,
     target_bucket_problem,
 )
-from webhook.variables import Variables
+from webhook.variables import NatsServers, Variables
 
 MIB = 1024 * 1024
+THREADS_MAX = 256
+DAY_S = 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,10 @@ class StoreSettings:
     """The certificates that the store is checked against: a PEM file."""
     preset: Preset = presets.OTHER
     """What is known beforehand of the store."""
+    max_rps: int = 0
+    """Requests that a target gets in a second, from all processes that share a ledger; 0: no limit."""
+    max_mbps: int = 0
+    """Megabytes (10^6 bytes) of object data that it gets in a second, from all of them; 0: no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +67,17 @@ class WebSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EventsSettings:
+    """Where events are fetched from, besides those that come to the HTTP side."""
+
+    servers: NatsServers
+    subject: str
+    """What MinIO publishes to."""
+    ca_file: str
+    """The certificates that servers are checked against: a PEM file."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
     """How much is done at once, and for how long it is tried."""
 
@@ -72,6 +90,8 @@ class WorkerSettings:
     """Tries an object gets before it is put aside as failed. Waiting for an unreachable store is no try."""
     upload_keep_s: float
     """How long an unfinished upload of a failed object is kept, to be gone on with."""
+    keep_settled_s: float
+    """How long an object's record is kept after it was settled; 0: for ever."""
     drain_s: float
     """How long a stopping process lets running copies finish before it hands them back."""
 
@@ -112,6 +132,8 @@ class Settings:
     worker: WorkerSettings
     copy: CopySettings
     deletes: DeleteSettings
+    events: EventsSettings | None
+    """None: no events are fetched."""
     reconcile_interval_s: float
     """How often both sides are listed and compared; 0: never."""
     database_url: str = field(repr=False)
@@ -146,11 +168,12 @@ def from_environ(environ: Mapping[str, str], folder: Path | None = None) -> Sett
             port=read.whole("PORT", 8000, least=1, most=65535),
         ),
         worker=WorkerSettings(
-            threads=read.whole("WORKER_THREADS", 16, least=1, most=256),
+            threads=read.whole("WORKER_THREADS", 16, least=1, most=THREADS_MAX),
             embedded=read.flag("WORKER_EMBEDDED", default=True),
             lease_s=read.whole("LEASE_S", 60, least=2, most=3600),
             attempts_max=read.whole("MAX_ATTEMPTS", 20, least=1, most=10_000),
             upload_keep_s=read.whole("UPLOAD_KEEP_S", 86_400, least=0, most=31_536_000),
+            keep_settled_s=read.whole("KEEP_SETTLED_DAYS", 0, least=0, most=36_500) * DAY_S,
             drain_s=read.whole("DRAIN_S", 25, least=0, most=3600),
         ),
         copy=CopySettings(
@@ -162,6 +185,7 @@ def from_environ(environ: Mapping[str, str], folder: Path | None = None) -> Sett
             breaker_max=read.whole("DELETE_BREAKER_MAX", 1000, least=0, most=10_000_000),
             breaker_share=read.whole("DELETE_BREAKER_SHARE", 10, least=0, most=100) / 100,
         ),
+        events=_events(read),
         reconcile_interval_s=read.whole("RECONCILE_INTERVAL_S", 21_600, least=0, most=31_536_000),
         database_url=read.database_url("DATABASE_URL", "sqlite:///data/replicator.db"),
         log_format=read.choice("LOG_FORMAT", ("text", "json")),
@@ -169,7 +193,7 @@ def from_environ(environ: Mapping[str, str], folder: Path | None = None) -> Sett
     if settings.copy.whole_max_bytes > settings.copy.memory_budget_bytes:
         read.problems.append("WHOLE_OBJECT_MAX_MIB must not be larger than MEMORY_BUDGET_MIB")
     if read.problems:
-        raise SettingsError(read.problems)
+        raise SettingsError(list(dict.fromkeys(read.problems)))  # what holds for each target, once
     return settings
 
 
@@ -184,12 +208,19 @@ def _store(read: Variables, prefix: str, *, preset: Preset = presets.OTHER) -> S
     )
 
 
+def _events(read: Variables) -> EventsSettings | None:
+    servers = read.nats_servers("EVENTS_FROM")
+    subject = read.nats_subject("EVENTS_SUBJECT", "minio.events")
+    ca_file = read.text("SSL_CERT_FILE", certifi.where())
+    return EventsSettings(servers=servers, subject=subject, ca_file=ca_file) if servers else None
+
+
 def _environment_target(read: Variables) -> StoreSettings:
     if read.text("FILEBASE_PRESET", ""):
         preset = presets.named(read.choice("FILEBASE_PRESET", presets.NAMES)) or presets.OTHER
     else:
         preset = presets.of_endpoint(read.text("FILEBASE_ENDPOINT", ""))
-    return _store(read, "FILEBASE", preset=preset)
+    return _with_limits(read, _store(read, "FILEBASE", preset=preset))
 
 
 def _file_target(read: Variables, table: TargetTable) -> StoreSettings:
@@ -199,7 +230,7 @@ def _file_target(read: Variables, table: TargetTable) -> StoreSettings:
         read.problems.append(f"{table.title} preset must be one of {names}, not {table.preset!r}")
     region = table.region or preset.region
     endpoint = table.endpoint or preset.endpoint.replace("{region}", region)
-    return StoreSettings(
+    store = StoreSettings(
         endpoint_url=read.as_endpoint(f"{table.title} endpoint", endpoint),
         access_key=read.text(f"{table.variables}_ACCESS_KEY"),
         secret_key=read.text(f"{table.variables}_SECRET_KEY"),
@@ -207,6 +238,18 @@ def _file_target(read: Variables, table: TargetTable) -> StoreSettings:
         ca_file=read.text("SSL_CERT_FILE", certifi.where()),
         preset=preset,
     )
+    return _with_limits(read, store, table)
+
+
+def _with_limits(read: Variables, store: StoreSettings, table: TargetTable | None = None) -> StoreSettings:
+    """A target with its limits: its table's, else those for all, else what is known of the store."""
+    max_rps = read.whole("TARGET_MAX_RPS", store.preset.max_rps, least=0, most=LIMIT_MAX)
+    max_mbps = read.whole("TARGET_MAX_MBPS", 0, least=0, most=LIMIT_MAX)
+    if table and table.max_rps is not None:
+        max_rps = table.max_rps
+    if table and table.max_mbps is not None:
+        max_mbps = table.max_mbps
+    return replace(store, max_rps=max_rps, max_mbps=max_mbps)
 
 
 def _replication(

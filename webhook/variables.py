@@ -5,11 +5,25 @@ A problem is one sentence that begins with the variable's name. No value is repe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 T = TypeVar("T")
+_SUBJECT = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NatsServers:
+    """A NATS server, or several of one cluster, and what they let us in by."""
+
+    urls: tuple[str, ...]
+    """Without credentials: "nats://host:4222" or "tls://host:4222"; all alike."""
+    user: str = field(default="", repr=False)
+    """With a password; a user alone is a token."""
+    password: str = field(default="", repr=False)
 
 
 class Variables:
@@ -62,6 +76,18 @@ class Variables:
             self.problems.append(f"{name} must begin with sqlite:/// or postgresql://")
         return value
 
+    def nats_servers(self, name: str) -> NatsServers | None:
+        """Servers with commas between them; None where none are named."""
+        value = self.text(name, "")
+        problem = 'must be like "nats://user:password@host:4222"; several: with commas, and the same login'
+        return self._parsed(name, value, _nats_servers, problem, None) if value else None
+
+    def nats_subject(self, name: str, default: str) -> str:
+        value = self.text(name, default)
+        if not _SUBJECT.fullmatch(value):
+            self.problems.append(f"{name} must be words of A-Z, a-z, 0-9, _ and - with dots between them")
+        return value
+
     def whole(self, name: str, default: int, *, least: int, most: int) -> int:
         value = self.text(name, str(default))
         number = self._parsed(name, value, int, f"must be a whole number, not {value!r}", default)
@@ -96,3 +122,15 @@ def _endpoint_url(value: str) -> str:
         raise ValueError(value)
     standard = {"http": ":80", "https": ":443"}[parts.scheme]
     return f"{parts.scheme}://{parts.netloc.lower().removesuffix(standard)}"
+
+
+def _nats_servers(value: str) -> NatsServers:
+    parts = [urlsplit(each.strip()) for each in value.split(",")]
+    usable = all(part.hostname and part.path in ("", "/") and part.port != 0 for part in parts)
+    schemes = {part.scheme for part in parts}
+    logins = {(unquote(part.username or ""), unquote(part.password or "")) for part in parts} - {("", "")}
+    if not usable or schemes not in ({"nats"}, {"tls"}) or len(logins) > 1 or "#" in value or "?" in value:
+        raise ValueError("no list of servers")
+    user, password = next(iter(logins), ("", ""))
+    urls = tuple(f"{part.scheme}://{part.netloc.rpartition('@')[2]}" for part in parts)
+    return NatsServers(urls=urls, user=user, password=password)

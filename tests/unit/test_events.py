@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from webhook.errors import BadRequest
-from webhook.events import KEY_MAX_BYTES, Change, Notification, key_problem, parse
+from webhook.events import (
+    JUNK_KEPT_BYTES,
+    KEY_MAX_BYTES,
+    Change,
+    Notification,
+    asked,
+    junk,
+    key_problem,
+    parse,
+)
+from webhook.rules import Rules, Template
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -178,3 +188,63 @@ def test_no_depth_breaks_it(opening: bytes) -> None:
     for depth in (*range(1, 10), *range(850, 1010), 100_000):
         _survives(opening * depth + b"1" + end * depth)
         _survives(b'{"Records":[' + opening * depth + b"1" + end * depth + b"]}")
+
+
+# ── what they ask of the ledger ──────────────────────────────────────────────────────────────────────
+
+RULES = Rules(
+    templates=(
+        Template(name="all", sources=("photos",), target_bucket="copy", exclude=("*.part",)),
+        Template(name="raw", sources=("photos",), prefix="raw/", target_bucket="long-term"),
+    )
+)
+
+
+def body_of(*records: Any) -> bytes:
+    return json.dumps({"Records": records}).encode()
+
+
+def test_a_change_asks_once_for_each_rule_that_wants_it() -> None:
+    found = asked(body_of(record("raw/a"), record("b"), record("b.part"), record("c", "elsewhere"), 7), RULES)
+    assert [(each.rule, each.key) for each in found.requests] == [
+        ("all", "raw/a"),
+        ("raw", "raw/a"),
+        ("all", "b"),
+    ]
+    assert (found.accepted, found.ignored) == (2, 2)
+    (misfit,) = found.misfits
+    assert (misfit.raw, len(misfit.record_id)) == ("7", 64)
+    (change,) = parse_records(record("b")).changes
+    assert (found.requests[2].event_id, found.requests[2].event_at) == (change.event_id, change.event_at)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_wanted", "is_removal"),
+    [
+        ("s3:ObjectCreated:Put", True, False),
+        ("s3:ObjectCreated:CompleteMultipartUpload", True, False),
+        ("s3:ObjectTagging:Put", True, False),
+        ("s3:ObjectRemoved:Delete", True, True),
+        ("s3:ObjectRemoved:DeleteMarkerCreated", True, True),
+        ("s3:ObjectRemoved:NoOP", True, False),
+        ("s3:ObjectAccessed:Get", False, False),
+        ("", False, False),
+    ],
+)
+def test_only_events_that_change_an_object_ask_for_something(
+    name: str, is_wanted: bool, is_removal: bool
+) -> None:
+    found = asked(body_of(record("b", eventName=name)), RULES)
+    assert [each.is_removal for each in found.requests] == [is_removal] * is_wanted
+    assert (found.accepted, found.ignored) == (int(is_wanted), int(not is_wanted))
+
+
+def test_what_is_no_notification_asks_for_nothing_and_can_be_kept() -> None:
+    with pytest.raises(BadRequest):
+        asked(b"no json", RULES)
+    kept = junk(b"\xff\x00" * JUNK_KEPT_BYTES, "why")
+    assert kept.reason == "why"
+    assert kept.raw.isascii()
+    assert "\0" not in kept.raw
+    assert json.loads(kept.raw) == "\\xff\0" * (JUNK_KEPT_BYTES // 2)
+    assert junk(b"a", "").record_id == junk(b"a", "").record_id != junk(b"b", "").record_id

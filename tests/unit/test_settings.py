@@ -161,6 +161,23 @@ def test_what_is_known_of_the_target_is_told_from_its_host_or_by_name(environ: d
     assert (target.preset, target.region) == (presets.R2, "eu")
 
 
+@pytest.mark.parametrize(
+    ("set_", "limits"),
+    [
+        ({}, (0, 0)),
+        ({"FILEBASE_PRESET": "filebase"}, (100, 0)),
+        ({"FILEBASE_PRESET": "filebase", "TARGET_MAX_RPS": "0"}, (0, 0)),
+        ({"FILEBASE_PRESET": "filebase", "TARGET_MAX_RPS": "400", "TARGET_MAX_MBPS": "20"}, (400, 20)),
+    ],
+)
+def test_a_target_s_limits_are_those_set_else_the_preset_s(
+    environ: dict[str, str], set_: dict[str, str], limits: tuple[int, int]
+) -> None:
+    found = settings.from_environ(environ | set_)
+    assert (the_target(found).max_rps, the_target(found).max_mbps) == limits
+    assert (found.source.max_rps, found.source.max_mbps) == (0, 0)
+
+
 @pytest.mark.parametrize("userinfo", ["user:s3cr3t@", "s3cr3t@", ":s3cr3t@"])
 def test_credentials_in_an_endpoint_are_refused_and_not_repeated(
     environ: dict[str, str], userinfo: str
@@ -285,6 +302,21 @@ def test_a_preset_fills_what_a_target_does_not_say(
     assert (archive.endpoint_url, archive.region, archive.preset) == (endpoint, region, preset)
 
 
+def test_a_target_s_own_limits_win_over_those_for_all(with_file: WithFile, tmp_path: Path) -> None:
+    text = (
+        ARCHIVE
+        + PHOTOS
+        + 'target = "archive"\n[targets.own]\nendpoint = "http://own"\nmax_rps = 0\nmax_mbps = 7\n'
+    )
+    own = {"TARGET_OWN_ACCESS_KEY": "a", "TARGET_OWN_SECRET_KEY": "b"}
+    environ = with_file(text) | own | {"TARGET_MAX_RPS": "50", "TARGET_MAX_MBPS": "3"}
+    targets = settings.from_environ(environ, tmp_path).targets
+    limits = {name: (each.max_rps, each.max_mbps) for name, each in targets.items()}
+    assert limits == {"archive": (50, 3), "own": (0, 7)}
+    found = problems(environ | {"TARGET_MAX_RPS": "x"}, tmp_path)
+    assert found == ("TARGET_MAX_RPS must be a whole number, not 'x'",)  # once for both
+
+
 def test_everything_wrong_in_file_and_environment_is_told_at_once(
     with_file: WithFile, tmp_path: Path
 ) -> None:
@@ -367,5 +399,64 @@ def test_the_example_of_the_environment_has_no_problems(tmp_path: Path) -> None:
     every = [line.removeprefix("#") for line in lines if re.match(r"#?[A-Z_]+=", line)]
     values = dict(line.split("=", 1) for line in every if "RULES_FILE" not in line)
     assert settings.from_environ(values) == settings.from_environ(
-        {name: value for name, value in values.items() if name.startswith(("MINIO", "FILEBASE", "SSL"))}
+        {
+            name: value
+            for name, value in values.items()
+            if name.startswith(("MINIO", "FILEBASE", "SSL", "EVENTS"))
+        }
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "urls", "user", "password"),
+    [
+        ("nats://host", ("nats://host",), "", ""),
+        ("nats://me:s3cr3t%40%2F@host:4222", ("nats://host:4222",), "me", "s3cr3t@/"),
+        ("tls://tok-s3cr3t@[::1]:1, tls://b:2/", ("tls://[::1]:1", "tls://b:2"), "tok-s3cr3t", ""),
+        ("nats://me:s3cr3t@a:1,nats://me:s3cr3t@b:1", ("nats://a:1", "nats://b:1"), "me", "s3cr3t"),
+    ],
+)
+def test_events_are_fetched_from_the_servers_named(
+    environ: dict[str, str], value: str, urls: tuple[str, ...], user: str, password: str
+) -> None:
+    found = settings.from_environ(environ | {"EVENTS_FROM": value})
+    assert found.events is not None
+    servers = found.events.servers
+    assert (servers.urls, servers.user, servers.password) == (urls, user, password)
+    assert found.events.subject == "minio.events"
+    assert "s3cr3t" not in repr(found)
+
+
+def test_no_events_are_fetched_unless_a_server_is_named(environ: dict[str, str]) -> None:
+    assert settings.from_environ(environ).events is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "host:4222",
+            "http://host",
+            "nats://",
+            "nats://host:s3cr3t",
+            "nats://me:s3cr3t@host/path",
+            "nats://a,",
+        ),
+        *(
+            "nats://a,tls://b",
+            "nats://me:s3cr3t@a,nats://you:s3cr3t@b",
+            "nats://me:s3,cr3t@a",
+            "nats://a?b=s3cr3t",
+        ),
+    ],
+)
+def test_servers_that_cannot_be_are_refused(environ: dict[str, str], value: str) -> None:
+    (problem,) = problems(environ | {"EVENTS_FROM": value})
+    assert problem.startswith("EVENTS_FROM must be like")
+
+
+@pytest.mark.parametrize("value", ["a..b", ".a", "a b", "minio.*", ">", "a\u00e4"])
+def test_a_subject_is_words_with_dots(environ: dict[str, str], value: str) -> None:
+    (problem,) = problems(environ | {"EVENTS_SUBJECT": value})
+    assert problem.startswith("EVENTS_SUBJECT must be words")
+    assert settings.from_environ(environ | {"EVENTS_SUBJECT": "a-1.B_2.c"}).events is None
