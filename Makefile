@@ -5,11 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help demo bench test check run tools clean
+.PHONY: help demo bench bench-scale test check run tools clean
 .DEFAULT_GOAL := help
 
 help: ## This list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(READY): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -24,6 +24,9 @@ demo: $(READY) ## Real servers, real objects, a crash: watch them being replicat
 
 bench: $(READY) tools ## Beside rclone and mc mirror, on this machine
 	@$(BIN)/python -m scripts.bench $(ARGS)
+
+bench-scale: $(READY) tools ## The ledger at 1,000,000 rows, a fleet, a killed worker; ARGS="--write" keeps it
+	@$(BIN)/python -m scripts.bench_scale $(ARGS)
 
 test: $(READY) tools ## All tests, on real servers; ARGS="-k name" narrows
 	@$(BIN)/python -m pytest $(ARGS)

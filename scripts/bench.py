@@ -32,7 +32,7 @@ from scripts.bench_copy import CASES, MIB, Case, Copying, median_run
 from scripts.bench_ledger import BATCH, measure_draining
 from scripts.bench_live import MC, OURS, Live, measure_live
 from scripts.bench_peers import CONTENDERS, BenchError, Run
-from scripts.bench_report import Section, facts, markdown, show
+from scripts.bench_report import Section, facts, judged, markdown, show, spread
 from scripts.local_servers import Gateway, S3Server, SeaweedFS, ServerError
 from scripts.local_service import ROOT
 
@@ -82,30 +82,21 @@ def copy_row(case: Case, runs: Mapping[str, Sequence[Run]], starts: Mapping[str,
     }
     digits = 2 if case.size <= MIB else 0
     peak_mib = medians[OURS].peak_bytes / MIB
-    reached = [_judged(who, statistics.median(ratios[who]), least=goal) for who, goal in case.goals.items()]
+    reached = [judged(who, statistics.median(ratios[who]), least=goal) for who, goal in case.goals.items()]
     return (
         f"{case.objects:,} × {case.name}",
         unit,
         *(f"{amount / medians[who].seconds:,.0f}" for who in CONTENDERS),
-        *(_spread(each) for each in ratios.values()),
+        *(spread(each) for each in ratios.values()),
         " / ".join(f"{medians[who].cpu_s / case.objects * 1000:,.{digits}f}" for who in CONTENDERS),
         " / ".join(f"{medians[who].peak_bytes / MIB:,.0f}" for who in CONTENDERS),
-        ", ".join([*reached, _judged("MiB", peak_mib, most=MEMORY_GOAL_MIB)]),
+        ", ".join([*reached, judged("MiB", peak_mib, most=MEMORY_GOAL_MIB)]),
     )
 
 
 def _without(start: Run, run: Run, *, timed: bool) -> Run:
     seconds = run.seconds if timed else max(run.seconds - start.seconds, 0.001)
     return Run(seconds, max(run.cpu_s - start.cpu_s, 0.0), run.peak_bytes)
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
-
-
-def _judged(what: str, value: float, *, least: float = float("-inf"), most: float = float("inf")) -> str:
-    goal = f"≥ {least:g}" if most == float("inf") else f"≤ {most:g}"
-    return f"{what} {goal} {'✔' if least <= value <= most else '✘'}"
 
 
 # ── live ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -129,7 +120,7 @@ def live_section(options: argparse.Namespace, folder: Path) -> Section:
     section.rows.extend(_latency_rows(live) if samples else [])
     section.rows.extend(_burst_rows(live, burst) if burst else [])
     peaks = [f"{live.peak_bytes[who] / MIB:,.0f}" for who in (OURS, MC)]
-    memory = _judged("MiB", live.peak_bytes[OURS] / MIB, most=MEMORY_GOAL_MIB)
+    memory = judged("MiB", live.peak_bytes[OURS] / MIB, most=MEMORY_GOAL_MIB)
     section.rows.append(("peak memory, web process and worker", "MiB", *peaks, "", memory))
     return section
 
@@ -143,7 +134,7 @@ def _latency_rows(live: Live) -> list[Sequence[str]]:
     ):
         for name, figure, limit in (("median", statistics.median, goal), ("p95", _p95, None)):
             ours, mc = figure(ours_ms), figure(mc_ms)
-            verdict = _judged("mc", ours / mc, most=limit) if limit else ""
+            verdict = judged("mc", ours / mc, most=limit) if limit else ""
             rows.append((f"{what}, {name}", "ms", f"{ours:.1f}", f"{mc:.1f}", f"{ours / mc:.2f}", verdict))
     return rows
 
@@ -156,7 +147,7 @@ def _burst_rows(live: Live, objects: int) -> list[Sequence[str]]:
     def row(what: str, unit: str, ours: Sequence[float], mc: Sequence[float], scale: float = 1) -> list[str]:
         ratios = [one / other for one, other in zip(ours, mc, strict=True)]
         figures = [f"{statistics.median(each) * scale:.2f}" for each in (ours, mc)]
-        return [what, unit, *figures, _spread(ratios), str(statistics.median(ratios))]
+        return [what, unit, *figures, spread(ratios), str(statistics.median(ratios))]
 
     rows = [
         row("burst → all there", "s", live.burst_s[OURS], live.burst_s[MC]),
@@ -166,7 +157,7 @@ def _burst_rows(live: Live, objects: int) -> list[Sequence[str]]:
     ]
     for each in rows:
         ratio = float(each.pop())
-        each.append(_judged("mc", ratio, most=LIVE_GOAL) if each[0].startswith("burst →") else "")
+        each.append(judged("mc", ratio, most=LIVE_GOAL) if each[0].startswith("burst →") else "")
     return list(rows)
 
 
@@ -182,8 +173,8 @@ def accept_section(options: argparse.Namespace, folder: Path) -> Section:
         ("what", "unit", "ours", "parsing only", "ours ÷ parsing", "reached"),
     )
     medians = [f"{statistics.median(each):,.0f}" for each in rates.values()]
-    verdict = _judged("ratio", statistics.median(ratios), least=ACCEPT_GOAL)
-    section.rows.append(("accepted", "per second", *medians, _spread(ratios), verdict))
+    verdict = judged("ratio", statistics.median(ratios), least=ACCEPT_GOAL)
+    section.rows.append(("accepted", "per second", *medians, spread(ratios), verdict))
     return section
 
 
@@ -197,7 +188,7 @@ def ledger_section(options: argparse.Namespace, folder: Path) -> Section:
     for engine, rates in measure_draining(folder, entries=options.entries).items():
         ratio = rates[-1] / rates[0]
         tenths = " ".join(f"{rate:,.0f}" for rate in rates)
-        verdict = _judged("ratio", ratio, least=DRAIN_GOAL)
+        verdict = judged("ratio", ratio, least=DRAIN_GOAL)
         section.rows.append((engine, "entries/s", tenths, f"{ratio:.2f}", verdict))
     return section
 
@@ -217,7 +208,7 @@ def backfill_section(options: argparse.Namespace, folder: Path) -> Section:
     )
     for name, figure, goal in (("median", statistics.median, None), ("p95", _p95, BESIDE_GOAL)):
         idle, busy = figure(live.idle_ms), figure(live.busy_ms)
-        verdict = _judged("ratio", busy / idle, most=goal) if goal else ""
+        verdict = judged("ratio", busy / idle, most=goal) if goal else ""
         section.rows.append((name, "ms", f"{idle:.1f}", f"{busy:.1f}", f"{busy / idle:.2f}", verdict))
     return section
 

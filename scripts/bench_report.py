@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import statistics
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,8 +25,8 @@ from webhook import __version__
 PACKAGES = ("Flask", "gunicorn", "minio", "boto3", "SQLAlchemy")
 PREFACE = """# Benchmarks
 
-Written by `make bench`, but the last section; each section by the run that it names. What is measured, and
-how, is in `scripts/bench*.py`.
+Written by `make bench` and `make bench-scale`, but the last section; each section by the run that it names.
+What is measured, and how, is in `scripts/bench*.py`.
 
 All servers and clients share one machine, so no rate is that of a real deployment; the ratios compare like
 with like. A ratio is the median of those of each round (least–most): in the tables of copying more is better,
@@ -104,6 +105,17 @@ def markdown(told: Sequence[tuple[str, str]], sections: Sequence[Section], *, be
     page = [*PREFACE.splitlines(), "", "| | |", "|---|---|"]
     page += [f"| {name} | {value} |" for name, value in told if name not in PER_SECTION]
     return "\n".join(page) + "\n" + "".join(kept.values()) + "".join(before.partition(BY_HAND)[1:])
+
+
+def spread(values: Sequence[float]) -> str:
+    """The median, the least and the most of some ratios."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
+
+
+def judged(what: str, value: float, *, least: float = float("-inf"), most: float = float("inf")) -> str:
+    """Whether a goal was reached."""
+    goal = f"≥ {least:,g}" if most == float("inf") else f"≤ {most:,g}"
+    return f"{what} {goal} {'✔' if least <= value <= most else '✘'}"
 
 
 def _kind(title: str) -> str:

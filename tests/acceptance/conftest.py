@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import minio
 import pytest
 import urllib3
 from minio.notificationconfig import NotificationConfig, QueueConfig
 
-from scripts.local_servers import Gateway, SeaweedFS
+from scripts.local_servers import Gateway, PostgreSQL, SeaweedFS
 from scripts.local_service import WEBHOOK_AUTH_TOKEN, Replicator
 from scripts.local_tools import CheckResult, rclone_check
+
+if TYPE_CHECKING:
+    from tests.acceptance.fleet import Fleet
 
 BUCKET = "source"
 ARNS = ("arn:minio:sqs::NOW:webhook", "arn:minio:sqs::QUEUE:webhook")
@@ -166,6 +169,35 @@ def stack(
     for made in started:
         made.service.stop()
         made.source.stop()
+
+
+@pytest.fixture
+def fleet(
+    tmp_path: Path, seaweed: SeaweedFS, postgresql: PostgreSQL, new_bucket: Callable[[SeaweedFS], str]
+) -> Iterator[Callable[..., Fleet]]:
+    """Makes a source, a target and an empty ledger for a fleet whose processes the test adds and starts."""
+    from tests.acceptance.fleet import Fleet  # which needs this module
+
+    made: list[Fleet] = []
+
+    def make(*, database: PostgreSQL = postgresql, **settings: str) -> Fleet:
+        bucket = new_bucket(seaweed)
+        url = database.create_database(f"fleet_{bucket.replace('-', '_')}")
+        defaults = {"LOG_FORMAT": "json", "RECONCILE_INTERVAL_S": "0", "LEASE_S": "5", "WORKER_THREADS": "4"}
+        fleet = Fleet(
+            source=Gateway(tmp_path / "source").start(),
+            target=seaweed,
+            target_bucket=bucket,
+            folder=tmp_path,
+            settings={**defaults, "DATABASE_URL": url, **settings},
+        )
+        made.append(fleet)
+        fleet.source.client().make_bucket(bucket_name=BUCKET)
+        return fleet
+
+    yield make
+    for each in made:
+        each.stop()
 
 
 def notify(source: Gateway, events_url: str, *, queue_dir: Path) -> None:
