@@ -31,9 +31,9 @@ from scripts.bench_scale_slow import SlowWay
 from scripts.local_servers import PostgreSQL, S3Server, SeaweedFS
 from scripts.local_service import LoneWorker
 from tests.proxy import Drop, Exchange, Proxy
-from webhook.database import ENTRIES
 from webhook.entries import LIVE, Request
 from webhook.ledger import Ledger
+from webhook.tables import ENTRIES
 
 THREADS = 16
 DELAYS_MS = (50, 100, 200, 400)

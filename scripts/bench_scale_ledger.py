@@ -20,8 +20,9 @@ import sqlalchemy as sa
 from scripts.bench_peers import RULE, BenchError, usage
 from scripts.bench_scale_crew import ANSWER_BOUND_S, BATCH, Crew, Done, Order, digest, do
 from scripts.local_servers import PostgreSQL
-from webhook.database import ENTRIES, connect
+from webhook.database import connect
 from webhook.ledger import Ledger
+from webhook.tables import ENTRIES
 
 FILL_CACHE_KIB, REMOVE_BATCH = 1_000_000, 500
 ONE, MANY, SETTLE = "put, 1 in a call", f"put, {BATCH} in a call", f"claim + settle, {BATCH} at once"

@@ -49,9 +49,9 @@ from webhook.errors import ReplicatorError, StoreDenied, StoreError
 from webhook.listing import Page, walk
 from webhook.reconcile import Sides
 from webhook.rules import Rule, Rules
+from webhook.service import open_stores
 from webhook.source import Source
 from webhook.target import Target
-from webhook.worker import open_stores
 
 MD5 = re.compile("[0-9a-f]{32}")
 COLUMNS = (SpinnerColumn(), "{task.completed:,.0f} objects listed", TimeElapsedColumn())

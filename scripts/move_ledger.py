@@ -40,25 +40,12 @@ from scripts.command_line import (
     start,
 )
 from webhook import postgresql as pg
-from webhook.database import (
-    BUSY_TIMEOUT_S,
-    ENTRIES,
-    HALF_MOVED,
-    LEASES,
-    MINUTES,
-    QUARANTINE,
-    RULES,
-    SLOTS,
-    SWEEPS,
-    WORKERS,
-    connect,
-    parse_url,
-    translated_errors,
-)
+from webhook.database import BUSY_TIMEOUT_S, HALF_MOVED, connect, parse_url, translated_errors
 from webhook.entries import RUNNING, WAITING
 from webhook.errors import LedgerUnavailable, LedgerVersionError, SettingsError
 from webhook.fleet import ALIVE_S, Fleet
 from webhook.ledger import Ledger
+from webhook.tables import ENTRIES, LEASES, MINUTES, QUARANTINE, RULES, SLOTS, SWEEPS, WORKERS
 
 Row = tuple[Any, ...]
 Seen = Callable[[str, sa.Table, int], None]

@@ -42,7 +42,6 @@ from scripts.command_line import (
 )
 from scripts.compare_sides import TO_COPY, Comparing, Sum
 from webhook import logs
-from webhook.database import ENTRIES
 from webhook.entries import HELD, LANES
 from webhook.errors import LedgerUnavailable, LedgerVersionError, ReplicatorError, SettingsError
 from webhook.fleet import Fleet
@@ -51,9 +50,10 @@ from webhook.listing import walk
 from webhook.progress import Progress
 from webhook.reconcile import Sides, shape
 from webhook.rules import Rule
+from webhook.service import Service, assemble, open_stores
 from webhook.settings import Settings
 from webhook.sweeps import DROPPED, OPEN, Sweep, Sweeps
-from webhook.worker import Service, assemble, open_stores
+from webhook.tables import ENTRIES
 
 LOOK_S = 0.25
 LINE_S = 10.0

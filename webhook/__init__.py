@@ -10,12 +10,14 @@ The flow, in reading order:
                   ingest.py: events that are fetched from NATS (jetstream.py)
  4. events.py     MinIO's notification JSON → changes → what they ask of the ledger
  5. ledger.py     changes → entries, on disk before the sender hears 200
-                  (entries.py: its words; statements.py: its SQL; database.py, migrations/: its tables
-                  and how SQL is run; postgresql.py: what is PostgreSQL's own; clocks.py: a time that all
-                  machines agree on; wakeups.py: words between processes; together.py: many puts in one
-                  transaction; pruning.py: old records dropped)
+                  (entries.py: its words; statements.py, compiled.py: its SQL, and how that is run;
+                  tables.py, migrations/, database.py: its tables and the engine they live in;
+                  postgresql.py: what is PostgreSQL's own; clocks.py: a time that all machines agree on;
+                  wakeups.py: words between processes; together.py: many puts in one transaction;
+                  pruning.py: old records dropped)
  6. worker.py     the threads that claim, copy and settle (inbox.py: live work first; processes.py: which
-                  process is which; fleet.py: which of them are there; supervisor.py: several under one)
+                  process is which; fleet.py: which of them are there; service.py: what one is made of;
+                  supervisor.py: several under one)
  7. attempt.py    one attempt at one entry: claim → copy → ending
  8. copier.py     check → copy → verify, the only way to the target
                   (multipart.py: large objects; objects.py, layout.py, digests.py,

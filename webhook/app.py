@@ -21,8 +21,8 @@ from webhook.entries import Buried, Deferred, Ending, Held, Request, Retried, Se
 from webhook.errors import BadRequest, LedgerUnavailable, ReplicatorError, StoreError
 from webhook.operating import operating
 from webhook.rules import Rule
+from webhook.service import assemble
 from webhook.settings import Settings
-from webhook.worker import assemble
 
 Answer = tuple[dict[str, Any], int]
 """What came of one copy, and its HTTP status."""

@@ -85,6 +85,7 @@ def _attempt(task: Task, means: Means) -> Ending:
         text = f"{claim.attempts - 1} workers died or hung on this entry"
         return Buried(claim=claim, error_code="worker_lost", error=text)
     try:
+        task.lease.check()  # it may have waited for its turn for long
         rule = _rule(means.rules, claim)
         copier = means.copiers[rule.target]
         outcome = copier.copy_object(rule, claim.key, permit=task.lease, known=_known(claim))

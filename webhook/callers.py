@@ -13,8 +13,8 @@ from werkzeug.exceptions import HTTPException
 
 from webhook.errors import BadRequest, ReplicatorError
 from webhook.events import key_problem
+from webhook.service import Service
 from webhook.settings import Settings, WebSettings
-from webhook.worker import Service
 
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-Ip", "Via")
 

@@ -1,15 +1,13 @@
-"""The ledger's tables, and the engine they live in: SQLite in a file, or PostgreSQL.
+"""The engine that the ledger lives in: SQLite in a file, or PostgreSQL; how it is opened and asked.
 
-Nothing above this module knows which of the two it is.
+Hardly anything above this module knows which of the two it is.
 """
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPICursor
 
 from webhook import postgresql as pg
@@ -34,156 +31,6 @@ POOL_MAX = 32
 MIGRATIONS = Path(__file__).parent / "migrations"
 HALF_MOVED = " (half moved)"
 """Behind the version of a ledger that scripts/move_ledger.py has not finished: no release starts on it."""
-
-METADATA = sa.MetaData()
-
-ENTRIES = sa.Table(
-    "entries",
-    METADATA,
-    sa.Column("rule", sa.Text, primary_key=True),
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("state", sa.Text),
-    sa.Column("lane", sa.Text),
-    # waiting: not before this moment; running: when the lease runs out; NULL: nothing is to be done
-    sa.Column("due_at", sa.Double),
-    # how many times the entry was asked for, and that number when it was last claimed
-    sa.Column("generation", sa.BigInteger),
-    sa.Column("claimed_generation", sa.BigInteger),
-    # counts claims; the number of a claim is its fencing token
-    sa.Column("claim_number", sa.BigInteger),
-    sa.Column("worker", sa.Text),
-    sa.Column("attempts", sa.Integer),
-    sa.Column("backoff_s", sa.Double),
-    # ids of the latest events accepted, each followed by a space
-    sa.Column("recent_events", sa.Text),
-    sa.Column("first_seen_at", sa.Double),
-    sa.Column("event_at", sa.Double),
-    sa.Column("outcome", sa.Text),
-    sa.Column("settled_at", sa.Double),
-    sa.Column("size", sa.BigInteger),
-    sa.Column("source_etag", sa.Text),
-    sa.Column("source_version", sa.Text),
-    sa.Column("target_etag", sa.Text),
-    sa.Column("cid", sa.Text),
-    # JSON list of what the target could not hold
-    sa.Column("lost", sa.Text),
-    sa.Column("error_code", sa.Text),
-    sa.Column("error", sa.Text),
-    # JSON note of an unfinished multipart upload
-    sa.Column("upload", sa.Text),
-    # JSON list of the latest attempts, oldest first
-    sa.Column("history", sa.Text),
-    # since when something is asked for that has not been settled; NULL: nothing is
-    sa.Column("asked_at", sa.Double),
-    # 1: an event told that the source's object was removed
-    sa.Column("removal_told", sa.Integer),
-    # when the source was found to have no such key any more, while a delete is pending, held or just done
-    sa.Column("gone_at", sa.Double),
-    # when a sweep found a change that no event had told of
-    sa.Column("missed_at", sa.Double),
-)
-
-QUARANTINE = sa.Table(
-    "quarantine",
-    METADATA,
-    sa.Column("record_id", sa.Text, primary_key=True),
-    sa.Column("reason", sa.Text),
-    sa.Column("raw", sa.Text),
-    sa.Column("times_seen", sa.BigInteger),
-    sa.Column("first_seen_at", sa.Double),
-    sa.Column("last_seen_at", sa.Double),
-)
-
-RULES = sa.Table(
-    "rules",
-    METADATA,
-    sa.Column("name", sa.Text, primary_key=True),
-    # what it says of where objects come from and go to, and since when it says so
-    sa.Column("shape", sa.Text),
-    sa.Column("first_seen_at", sa.Double),
-    # when and why the delete breaker tripped; NULL: it has not
-    sa.Column("tripped_at", sa.Double),
-    sa.Column("trip_reason", sa.Text),
-    # deletes before this time do not count for the breaker: a person has decided about them
-    sa.Column("counted_from", sa.Double),
-)
-
-SWEEPS = sa.Table(
-    "sweeps",
-    METADATA,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("rule", sa.Text),
-    sa.Column("prefix", sa.Text),
-    # who wanted it: "start", "interval", "request", "command"
-    sa.Column("cause", sa.Text),
-    # "open": to be done or under way; "complete"; "dropped": its rule is no more
-    sa.Column("state", sa.Text),
-    # the last source key that was compared
-    sa.Column("cursor", sa.Text),
-    # the sides whose listing had to be sorted on disk
-    sa.Column("on_disk", sa.Text),
-    sa.Column("asked_at", sa.Double),
-    sa.Column("due_at", sa.Double),
-    sa.Column("started_at", sa.Double),
-    # by the source's clock: what was there before this time has been seen
-    sa.Column("proves_at", sa.Double),
-    sa.Column("ended_at", sa.Double),
-    sa.Column("worker", sa.Text),
-    sa.Column("error", sa.Text),
-    sa.Column("compared", sa.BigInteger),
-    sa.Column("compared_bytes", sa.BigInteger),
-    sa.Column("missing", sa.BigInteger),
-    sa.Column("different", sa.BigInteger),
-    sa.Column("unproven", sa.BigInteger),
-    sa.Column("extra", sa.BigInteger),
-    sa.Column("kept", sa.BigInteger),
-    # how many it asked the workers to look at
-    sa.Column("put", sa.BigInteger),
-)
-
-LEASES = sa.Table(
-    "leases",
-    METADATA,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("worker", sa.Text),
-    sa.Column("until", sa.Double),
-)
-
-WORKERS = sa.Table(
-    "workers",
-    METADATA,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("version", sa.Text),
-    sa.Column("threads", sa.Integer),
-    sa.Column("started_at", sa.Double),
-    sa.Column("seen_at", sa.Double),
-    # JSON: target → its limit of requests at once; see webhook.pace
-    sa.Column("limits", sa.Text),
-)
-
-SLOTS = sa.Table(
-    "slots",
-    METADATA,
-    # a target, and what is limited: "filebase requests"
-    sa.Column("name", sa.Text, primary_key=True),
-    # up to when all moments of it are given away, by the ledger's clock
-    sa.Column("given_until", sa.Double),
-)
-
-MINUTES = sa.Table(
-    "minutes",
-    METADATA,
-    sa.Column("minute", sa.BigInteger, primary_key=True),
-    sa.Column("rule", sa.Text, primary_key=True),
-    sa.Column("lane", sa.Text, primary_key=True),
-    # of the time from the change to its settling: see webhook.progress
-    sa.Column("bucket", sa.Integer, primary_key=True),
-    # a number that few processes have in common, so that they seldom wait for each other
-    sa.Column("share", sa.Integer, primary_key=True),
-    sa.Column("objects", sa.BigInteger),
-    sa.Column("bytes", sa.BigInteger),
-)
-
 
 _PREPARED: dict[str, pg.Traits] = {}
 
@@ -274,89 +121,6 @@ def translated_errors() -> Iterator[None]:
         ) from error
 
 
-class Compiled:
-    """A statement that is made into SQL once, for the driver's own cursor.
-
-    For a small statement, SQLAlchemy's work on each execution costs several times the database's. Its
-    parameters are the ones without a value of their own.
-    """
-
-    def __init__(self, statement: Any, engine: sa.Engine, *, columns: Sequence[str] | None = None) -> None:
-        """`columns`: of an INSERT, what each row has."""
-        compiled = statement.compile(engine, column_keys=columns)
-        self.sql = str(compiled)
-        self._constants = {
-            name: bind.value for bind, name in compiled.bind_names.items() if not bind.required
-        }
-
-    def run(self, cursor: DBAPICursor, *rows: Mapping[str, Any]) -> DBAPICursor:
-        """Executes it for each row, one after the other, also where two rows are of one key."""
-        if len(rows) > 1:
-            cursor.executemany(self.sql, [{**self._constants, **row} for row in rows])
-        else:
-            cursor.execute(self.sql, {**self._constants, **(rows[0] if rows else {})})
-        return cursor
-
-
-class ForEachRow(Compiled):
-    """An UPDATE that is made of many rows of parameters, all of different entries.
-
-    Where the engine can, in one statement: PostgreSQL's work for each one, and the driver's, is several times
-    that for each row of one.
-    """
-
-    def __init__(self, statement: Any, engine: sa.Engine, *, types: Mapping[str, Any]) -> None:
-        """`types`: of the parameters that are no texts, by name."""
-        self._takes_all = engine.dialect.name == "postgresql"
-        if self._takes_all:
-            statement = pg.update_from_rows(statement, types=types)
-        super().__init__(statement, engine)
-
-    def run(self, cursor: DBAPICursor, *rows: Mapping[str, Any]) -> DBAPICursor:
-        """Executes it; the cursor's `rowcount` tells how many rows it changed in all."""
-        if not self._takes_all:
-            return super().run(cursor, *rows)
-        return super().run(cursor, {pg.ROWS: json.dumps(rows)})
-
-
-class InsertRows(Compiled):
-    """An INSERT … ON CONFLICT of many rows, whose conflicts may also be with each other.
-
-    On PostgreSQL in one statement for all rows of different keys, one after the other for those of the same.
-    """
-
-    def __init__(
-        self, table: sa.Table, columns: Sequence[str], engine: sa.Engine, complete: Callable[[Any], Any]
-    ) -> None:
-        """`complete` makes the whole statement of its INSERT."""
-        self._takes_all = engine.dialect.name == "postgresql"
-        self._key = [column.name for column in table.primary_key]
-        insert = insert_or(engine.dialect.name, table)
-        if self._takes_all:
-            super().__init__(complete(pg.insert_from_rows(insert, table, columns)), engine)
-        else:
-            super().__init__(complete(insert), engine, columns=columns)
-
-    def run(self, cursor: DBAPICursor, *rows: Mapping[str, Any]) -> DBAPICursor:
-        """Executes it; each row finds what those before it have left."""
-        if not self._takes_all:
-            return super().run(cursor, *rows)
-        for group in self._of_different_keys(rows):
-            super().run(cursor, {pg.ROWS: json.dumps(group)})
-        return cursor
-
-    def _of_different_keys(self, rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-        groups: list[list[Mapping[str, Any]]] = []
-        seen: Counter[tuple[Any, ...]] = Counter()
-        for row in rows:
-            key = tuple(row[name] for name in self._key)
-            if seen[key] == len(groups):
-                groups.append([])
-            groups[seen[key]].append(row)
-            seen[key] += 1
-        return groups
-
-
 def reader(engine: sa.Engine) -> sa.Engine:
     """The engine for statements that change nothing and need not be of one moment."""
     if engine.dialect.name == "sqlite":
@@ -406,11 +170,6 @@ def _connection(engine: sa.Engine) -> Iterator[sa.PoolProxiedConnection]:
                 connection.rollback()
             connection.invalidate(error)
             raise
-
-
-def insert_or(engine_name: str, table: sa.Table) -> Any:
-    """INSERT … ON CONFLICT, which both dialects spell alike and SQLAlchemy keeps apart."""
-    return (postgresql if engine_name == "postgresql" else sqlite).insert(table)
 
 
 def _begin_sqlite(connection: sa.PoolProxiedConnection, cursor: DBAPICursor, synchronous: str) -> None:

@@ -19,7 +19,6 @@ import sqlalchemy as sa
 import structlog
 
 from webhook.copier import Copier, OutcomeKind
-from webhook.database import ENTRIES, RULES
 from webhook.entries import HELD, RUNNING, SETTLED, WAITING, Claim, Deferred, Ending, Held, Settled
 from webhook.errors import LeaseLost
 from webhook.ledger import Ledger
@@ -28,6 +27,7 @@ from webhook.objects import ObjectInfo
 from webhook.rules import Rule
 from webhook.settings import DeleteSettings
 from webhook.statements import update_in_order
+from webhook.tables import ENTRIES, RULES
 
 WINDOW_S = 3600.0
 """The breaker counts what would go within this time."""

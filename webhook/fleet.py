@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from webhook.database import WORKERS, insert_or
+from webhook.compiled import insert_or
 from webhook.ledger import Ledger
 from webhook.processes import is_dead
+from webhook.tables import WORKERS
 from webhook.version import VERSION
 
 ALIVE_S = 20.0

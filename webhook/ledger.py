@@ -38,18 +38,8 @@ from sqlalchemy.engine.interfaces import DBAPICursor
 
 from webhook import statements
 from webhook.clocks import elapsed_s
-from webhook.database import (
-    BUSY_TIMEOUT_S,
-    ENTRIES,
-    QUARANTINE,
-    Compiled,
-    connect,
-    reader,
-    reading,
-    traits,
-    translated_errors,
-    writing,
-)
+from webhook.compiled import Compiled
+from webhook.database import BUSY_TIMEOUT_S, connect, reader, reading, traits, translated_errors, writing
 from webhook.database import clock as database_clock
 from webhook.entries import (
     BACKFILL,
@@ -67,6 +57,7 @@ from webhook.entries import (
 )
 from webhook.errors import LedgerUnavailable
 from webhook.lags import bucket_of
+from webhook.tables import ENTRIES, QUARANTINE
 from webhook.together import Together
 from webhook.wakeups import Wakeups
 

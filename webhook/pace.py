@@ -22,9 +22,10 @@ from typing import Protocol
 import sqlalchemy as sa
 import structlog
 
-from webhook.database import SLOTS, insert_or
+from webhook.compiled import insert_or
 from webhook.errors import LedgerUnavailable, Place, StoreError, StoreUnavailable
 from webhook.ledger import Ledger
+from webhook.tables import SLOTS
 
 MB = 1_000_000
 BATCH_S = 0.2

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from webhook.database import ENTRIES, MINUTES
 from webhook.entries import FAILED, LIVE, RUNNING
 from webhook.lags import percentile_s
 from webhook.ledger import Ledger
 from webhook.sweeps import Sweep
+from webhook.tables import ENTRIES, MINUTES
 
 HOUR_MINUTES = 60
 KEPT_MINUTES = 25 * HOUR_MINUTES

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 import structlog
 
-from webhook.database import ENTRIES
 from webhook.entries import SETTLED
 from webhook.ledger import Ledger
+from webhook.tables import ENTRIES
 
 STRETCH = 2_000
 """Entries looked at in one transaction."""

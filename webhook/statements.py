@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from webhook.database import ENTRIES, MINUTES, QUARANTINE, Compiled, ForEachRow, InsertRows, insert_or
+from webhook.compiled import Compiled, ForEachRow, InsertRows, insert_or
 from webhook.entries import (
     BACKFILL,
     EVENT_ID_CHARS,
@@ -36,6 +36,7 @@ from webhook.entries import (
     Retried,
     Settled,
 )
+from webhook.tables import ENTRIES, MINUTES, QUARANTINE
 
 EVENTS_REMEMBERED = 16
 """Events of one entry whose second delivery is recognised; beyond them it costs a look at the stores."""

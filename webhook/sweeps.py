@@ -16,8 +16,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from webhook.database import LEASES, RULES, SWEEPS, insert_or
+from webhook.compiled import insert_or
 from webhook.ledger import Ledger
+from webhook.tables import LEASES, RULES, SWEEPS
 
 OPEN, COMPLETE, DROPPED = "open", "complete", "dropped"
 SWEEPER, PRUNER = "sweeper", "pruner"

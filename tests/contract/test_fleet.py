@@ -10,11 +10,12 @@ import pytest
 import sqlalchemy as sa
 
 from tests.contract.steps import Clock
-from webhook.database import WORKERS, connect
+from webhook.database import connect
 from webhook.errors import LedgerUnavailable
 from webhook.fleet import ALIVE_S, FORGOTTEN_S, Fleet, Member
 from webhook.ledger import Ledger
 from webhook.processes import own_name
+from webhook.tables import WORKERS
 from webhook.version import VERSION
 
 BOUND_S = 60.0

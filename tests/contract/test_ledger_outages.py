@@ -13,10 +13,11 @@ import sqlalchemy as sa
 
 from scripts.local_servers import PostgreSQL
 from tests.contract.steps import LEASE_S, RULE, ask, buried, row, settled, take
-from webhook.database import ENTRIES, connect
+from webhook.database import connect
 from webhook.entries import Claim, Misfit
 from webhook.errors import LedgerUnavailable, LedgerVersionError
 from webhook.ledger import Ledger
+from webhook.tables import ENTRIES
 
 Outage = Callable[[], AbstractContextManager[None]]
 

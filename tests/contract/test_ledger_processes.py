@@ -21,9 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.contract.steps import LEASE_S, RULE, Clock, ask, buried, released, retried, row, settled, take
-from webhook.database import ENTRIES, connect
+from webhook.database import connect
 from webhook.entries import BACKFILL, LIVE, Claim
 from webhook.ledger import Ledger
+from webhook.tables import ENTRIES
 
 SPAWN = multiprocessing.get_context("spawn")
 PROCESSES = 4

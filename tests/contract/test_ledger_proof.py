@@ -30,13 +30,14 @@ from tests.contract.steps import (
     take,
     take_one,
 )
-from webhook.database import ENTRIES, MIGRATIONS, connect, parse_url
+from webhook.database import MIGRATIONS, connect, parse_url
 from webhook.deletes import Deletes
 from webhook.entries import BACKFILL, LIVE, STATES, Claim, Ending
 from webhook.ledger import Ledger
 from webhook.progress import Progress
 from webhook.settings import DeleteSettings
 from webhook.sweeps import Sweeps
+from webhook.tables import ENTRIES
 
 LONG_AGO = 1_600_000_000.0
 

@@ -6,11 +6,12 @@ import pytest
 import sqlalchemy as sa
 
 from tests.contract.steps import RULE, Clock, ask, bring_to, buried, retried, row, settled, take, take_one
-from webhook.database import QUARANTINE, connect
+from webhook.database import connect
 from webhook.entries import BACKFILL, STATES, Buried, Misfit, Retried, Settled
 from webhook.errors import LedgerUnavailable
 from webhook.events import KEY_MAX_BYTES
 from webhook.ledger import Ledger
+from webhook.tables import QUARANTINE
 
 ODD_KEYS = (
     *("%", "_", "100%_sure", "back\\slash", "it's", 'say "hi"', "a/b//c/", "/lead", ".", "..", " ", "a b+c"),

@@ -23,12 +23,12 @@ from tests.contract.steps import (
     take,
     take_one,
 )
-from webhook.database import MINUTES
 from webhook.entries import BACKFILL, LIVE, Claim
 from webhook.lags import bucket_of, upper_s
 from webhook.ledger import Ledger
 from webhook.progress import HOUR_MINUTES, KEPT_MINUTES, LastHour, Progress, Recovery
 from webhook.sweeps import Sweep, Sweeps
+from webhook.tables import MINUTES
 
 DAY_S = 86_400.0
 MINUTE_S = 60.0

@@ -18,10 +18,11 @@ import sqlalchemy as sa
 
 from tests.contract.steps import LEASE_S, RULE, Clock
 from webhook.compare import Kind
-from webhook.database import RULES, connect
+from webhook.database import connect
 from webhook.errors import LedgerUnavailable
 from webhook.ledger import Ledger
 from webhook.sweeps import COMPLETE, COUNTS, DROPPED, KEPT_FOR_EACH_RULE, OPEN, NotOpen, Sweep, Sweeps
+from webhook.tables import RULES
 
 SPAWN = multiprocessing.get_context("spawn")
 BOUND_S = 60.0

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from scripts.local_servers import PostgreSQL
 from tests.contract.steps import LEASE_S, RULE, Clock, ask, settled, take
-from webhook.database import Compiled, connect, reading
+from webhook.compiled import Compiled
+from webhook.database import connect, reading
 from webhook.ledger import Ledger
 
 ROWS = 4000

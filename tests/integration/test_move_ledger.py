@@ -34,7 +34,7 @@ from tests.contract.steps import (
     take_one,
 )
 from tests.integration.test_scripts import ODD_KEYS, Shell, until
-from webhook.database import ENTRIES, METADATA, MIGRATIONS, SLOTS, connect, parse_url
+from webhook.database import MIGRATIONS, connect, parse_url
 from webhook.deletes import Deletes
 from webhook.entries import BACKFILL, Misfit
 from webhook.errors import LedgerVersionError
@@ -44,6 +44,7 @@ from webhook.processes import own_name
 from webhook.progress import Progress
 from webhook.settings import DeleteSettings
 from webhook.sweeps import Sweeps
+from webhook.tables import ENTRIES, METADATA, SLOTS
 
 PASSWORD = "pa55-w0rd"
 SHAPES = {"default": "photos → filebase", "other.photos": "all of it"}

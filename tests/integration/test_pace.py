@@ -25,10 +25,10 @@ from tests.integration.conftest import Permit, Scene
 from tests.integration.test_stores import BODY, NOTHING, md5
 from tests.proxy import Exchange, Proxy, answering
 from webhook import pace
-from webhook.database import SLOTS
 from webhook.errors import LeaseLost, LedgerUnavailable, StoreUnavailable
 from webhook.ledger import Ledger
 from webhook.pace import BURST_S, MB, LedgerSlots, LocalSlots, Slots
+from webhook.tables import SLOTS
 from webhook.target import Target
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from tests.integration.conftest import SETTINGS, Permit
 from tests.proxy import Exchange, Fault, Proxy, after, answering, cut_answer, drop
 from webhook.compare import Kind
 from webhook.copier import Copier, Known, OutcomeKind
-from webhook.database import ENTRIES, RULES, connect
+from webhook.database import connect
 from webhook.deletes import Deletes
 from webhook.entries import BACKFILL, Request, Settled
 from webhook.errors import LedgerUnavailable, StoreDenied, StoreError, StoreFailed, StoreUnavailable
@@ -40,6 +40,7 @@ from webhook.rules import Rule, Rules, Template
 from webhook.settings import DeleteSettings
 from webhook.source import Source
 from webhook.sweeps import COMPLETE, COUNTS, DROPPED, OPEN, Sweep, Sweeps
+from webhook.tables import ENTRIES, RULES
 from webhook.target import Attributes, Target
 
 BOUND_S = 60.0

@@ -19,9 +19,9 @@ from tests.unit.test_app import API, EVENTS, HOOK, TOKENS, MakeClient, body_of, 
 from webhook.entries import BACKFILL, Buried, Claim, Deferred, Held, Request, Settled
 from webhook.fleet import Fleet
 from webhook.ledger import Ledger
+from webhook.service import Service
 from webhook.sweeps import COUNTS, DROPPED, Sweeps
 from webhook.version import VERSION
-from webhook.worker import Service
 
 ODD_KEYS = ("/lead", "a//b", "//", "a/", "é", "e\u0301", "a b+c%2F", "?#", "..", "a\nb", "\x1b", "🪣", "null")
 ROUTES = (

@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass, field
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from webhook import pace
@@ -231,7 +232,8 @@ def test_what_says_nothing_of_the_target_changes_nothing(clock: Clock, error: Ba
     assert paced.limit == 2
 
 
-def test_each_change_is_told_once(clock: Clock) -> None:
+def test_each_change_is_told_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "log", structlog.get_logger())  # one that no earlier test has settled
     paced = Pace("archive")
     with capture_logs() as lines:
         fails(paced, *[BUSY] * 4)
