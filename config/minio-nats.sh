@@ -6,17 +6,19 @@
 #   REPLICATOR_QUEUE  with a queue on MinIO's disk: tried until JetStream has it. The guarantee.
 # What is published twice costs the service nothing.
 set -eu
-set -f # words such as bucket names are split, and never mean files
-umask 077
 
-ALIAS=replicator
-QUEUE_LIMIT_EVENTS=100000
-EVENTS=put,delete
 WAIT_S=120
-POLL_S=1
 
-root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
-mode=set dry_run=no work=''
+SCRIPT=minio-nats
+TARGET_HINT="MinIO can't reach NATS; start it first, or correct NATS_ADDRESS as seen from MinIO"
+WITHOUT_MC=''
+self=$0
+[ ! -h "$self" ] || self=$(readlink -f -- "$self")
+root=$(CDPATH='' cd -- "$(dirname -- "$self")/.." && pwd)
+# shellcheck source=config/mc.sh
+. "$root/config/mc.sh"
+
+mode=set dry_run=no
 
 usage() {
     cat <<HELP
@@ -46,17 +48,6 @@ Exit status: 0 done, 1 failed, 2 wrong use.
 HELP
 }
 
-say() { printf '%s\n' "$*"; }
-warn() { printf 'minio-nats: %s\n' "$*" >&2; }
-fail() {
-    warn "$*"
-    exit 1
-}
-misuse() {
-    warn "$*"
-    exit 2
-}
-
 # --- options and settings ---------------------------------------------------------------------
 
 parse_options() {
@@ -73,56 +64,29 @@ parse_options() {
     done
 }
 
-# What .env says of $1.
-from_file() {
-    for file in ./.env "$root/.env"; do
-        [ -f "$file" ] || continue
-        sed -n "s/^[[:space:]]*\(export[[:space:]]\{1,\}\)\{0,1\}$1[[:space:]]*=[[:space:]]*//p" "$file" |
-            tail -n 1 | tr -d '\r' | sed "s/^\"\([^\"]*\)\".*/\1/; t
-                s/^'\([^']*\)'.*/\1/; t
-                s/[[:space:]]#.*//; s/[[:space:]]*\$//"
-        return
-    done
-}
-
-# Sets the shell variable $1 from the environment, the file, or to $2.
-load() {
-    eval "value=\${$1:-}"
-    [ -n "$value" ] || value=$(from_file "$1")
-    [ -n "$value" ] || value=${2:-}
-    eval "$1=\$value"
-}
-
 load_settings() {
-    missing=''
-    for name in MINIO_ENDPOINT MINIO_ACCESS_KEY MINIO_SECRET_KEY MINIO_BUCKET EVENTS_FROM WEBHOOK_QUEUE_DIR; do
-        load $name
-        case $mode$name in
-            removeEVENTS_FROM | removeWEBHOOK_QUEUE_DIR) ;;
-            *) [ -n "$value" ] || missing="$missing, $name" ;;
-        esac
-    done
-    [ -z "$missing" ] || misuse "not set: ${missing#, } (in the environment or in .env)"
+    needed=''
+    [ $mode = remove ] || needed='EVENTS_FROM WEBHOOK_QUEUE_DIR'
+    load_all "$needed" EVENTS_FROM
     load EVENTS_SUBJECT minio.events
     load NATS_ADDRESS
-    load WEBHOOK_QUEUE_LIMIT "$QUEUE_LIMIT_EVENTS"
-    buckets=$(printf '%s' "$MINIO_BUCKET" | tr ',' ' ')
-    case $buckets in
-        *[*?]*) misuse "MINIO_BUCKET: name the buckets one by one, without * and ?" ;;
-    esac
-    [ $mode = remove ] || read_server
+    check_minio
+    [ $has_globs = no ] || problem "MINIO_BUCKET: name the buckets one by one, without * and ?"
+    check_queue
+    [ $mode = remove ] || [ -z "$EVENTS_FROM" ] || read_server
+    [ -z "$problems" ] || misuse "the settings can't be used:$problems"
 }
 
 # Takes the first server of EVENTS_FROM apart, into $address and the words in $login.
 read_server() {
     server=${EVENTS_FROM%%,*} login=''
-    case $EVENTS_FROM$EVENTS_SUBJECT$NATS_ADDRESS$WEBHOOK_QUEUE_DIR$WEBHOOK_QUEUE_LIMIT in
-        *[[:space:]\"\']*) misuse "the settings must have no spaces and no quotes" ;;
-    esac
+    check_word EVENTS_FROM "$EVENTS_FROM"
+    check_word EVENTS_SUBJECT "$EVENTS_SUBJECT"
+    check_word NATS_ADDRESS "$NATS_ADDRESS"
     case $server in
         tls://*) login=' tls=on' ;;
         nats://*) ;;
-        *) misuse "EVENTS_FROM must be like nats://user:password@host:4222" ;;
+        *) problem "EVENTS_FROM must be like nats://user:password@host:4222" ;;
     esac
     server=${server#*://}
     address=${NATS_ADDRESS:-${server##*@}}
@@ -132,108 +96,58 @@ read_server() {
         *) address=$address:4222 ;;
     esac
     case $server in
-        *%*@*) misuse "a login with % in EVENTS_FROM can't be given to MinIO by this script" ;;
+        *%*@*) problem "a login with % in EVENTS_FROM can't be given to MinIO by this script" ;;
         *:*@*) user=${server%%:*} secret=${server#*:} secret=${secret%@*} && login="$login username=$user password=$secret" ;;
         *@*) secret=${server%@*} && login="$login token=$secret" ;;
-        *) secret='' ;;
     esac
-}
-
-# --- mc ---------------------------------------------------------------------------------------
-
-find_mc() {
-    for name in ${MC:-mc mcli minio-client "$root/.tools/bin/minio-client"}; do
-        mc=$(command -v "$name") || continue
-        case $("$mc" --version 2>/dev/null </dev/null) in
-            *"Midnight Commander"*) ;;
-            *"version RELEASE."* | *MinIO* | *"go1."*) return ;;
-        esac
-    done
-    fail "MinIO's client is not on PATH. Run scripts/get_mc.sh, or set MC to its path"
-}
-
-# The keys go into a file that only this user can read and that lives as long as this script.
-open_session() {
-    trap 'rm -rf -- "$work"' EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM HUP
-    work=$(mktemp -d "${TMPDIR:-/tmp}/minio-nats.XXXXXX")
-    printf '{"version":"10","aliases":{"%s":{"url":"%s","accessKey":"%s","secretKey":"%s","api":"S3v4","path":"auto"}}}\n' \
-        "$ALIAS" "${MINIO_ENDPOINT%/}" "$(json_text "$MINIO_ACCESS_KEY")" "$(json_text "$MINIO_SECRET_KEY")" \
-        >"$work/config.json"
-    export MC_CONFIG_DIR="$work"
-}
-
-json_text() { printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g'; }
-
-# Runs mc, or prints what would be run. What mc printed is in $out.
-run_mc() {
-    if [ $dry_run = yes ]; then
-        say "mc $*" | sed "s/ \$/ ''/" # what is empty shows as that
-        return
-    fi
-    status=0
-    out=$("$mc" "$@" 2>&1 </dev/null) || status=$?
-    return $status
 }
 
 # --- what is done -----------------------------------------------------------------------------
 
-did() { [ $dry_run = yes ] || say "$*"; }
-
-for_each_binding() {
-    for bucket in $buckets; do
-        "$1" "$bucket" REPLICATOR_NOW
-        "$1" "$bucket" REPLICATOR_QUEUE
-    done
+# Runs mc, or prints what would be run. Errors are read from its JSON; a restart without it needs a terminal.
+request() {
+    if [ $dry_run = no ]; then
+        run_mc --json "$@"
+    else
+        say "mc $*" | sed "s/ \$/ ''/" # what is empty shows as that
+    fi
 }
+
+did() { [ $dry_run = yes ] || say "$*"; }
 
 set_target() {
     words="address=$address subject=$EVENTS_SUBJECT jetstream=on$login"
-    [ "$1" = REPLICATOR_NOW ] || words="$words queue_dir=$WEBHOOK_QUEUE_DIR queue_limit=$WEBHOOK_QUEUE_LIMIT"
+    [ "$1" = $NOW_ID ] || words="$words queue_dir=$WEBHOOK_QUEUE_DIR queue_limit=$WEBHOOK_QUEUE_LIMIT"
     # shellcheck disable=SC2086 # the words have no spaces
-    run_mc admin config set $ALIAS "notify_nats:$1" $words || fail "target $1 can't be set: $(reason)"
+    request admin config set $ALIAS "notify_nats:$1" $words || explain "target $1 can't be set"
     did "target $1: set"
 }
 
 # MinIO knows its new targets only a while after it was restarted.
 bind() {
     deadline=$(($(date +%s) + WAIT_S))
-    until run_mc event add "$ALIAS/$1" "arn:minio:sqs::$2:nats" --event $EVENTS --ignore-existing; do
-        case $out in
-            *"bucket does not exist"*) deadline=0 ;;
-        esac
-        [ "$(date +%s)" -lt "$deadline" ] || fail "bucket $1 can't be bound to $2: $(reason)"
+    until request event add "$ALIAS/$1" "arn:minio:sqs::$2:nats" --event $EVENTS --ignore-existing; do
+        if out_has '"Code":"NoSuchBucket"' || [ "$(date +%s)" -ge "$deadline" ]; then
+            explain "bucket $1 can't be bound to $2"
+        fi
         sleep $POLL_S
     done
     did "bucket $1: $2 added"
 }
 
 unbind() {
-    run_mc event remove "$ALIAS/$1" "arn:minio:sqs::$2:nats" --event '' ||
+    request event remove "$ALIAS/$1" "arn:minio:sqs::$2:nats" --event '' ||
         warn "bucket $1: $2 was not bound, or can't be unbound: $(reason)"
 }
 
 reset_target() {
-    run_mc admin config reset $ALIAS "notify_nats:$1" || fail "target $1 can't be removed: $(reason)"
+    request admin config reset $ALIAS "notify_nats:$1" || explain "target $1 can't be removed"
     did "target $1: removed"
 }
 
 restart() {
-    run_mc --json admin service restart $ALIAS || # without --json it needs a terminal
+    request admin service restart $ALIAS ||
         warn "MinIO did not restart: $(reason). Restart it now: it reads its targets only when it starts"
-}
-
-# What mc gave as the reason, without the password.
-reason() {
-    rest=$out text=''
-    while [ -n "${secret:-}" ]; do
-        case $rest in
-            *"$secret"*) text="$text${rest%%"$secret"*}***" rest=${rest#*"$secret"} ;;
-            *) break ;;
-        esac
-    done
-    printf '%s\n' "$text$rest" | sed 's/.*"cause":{"message":"\([^"]*\)".*/\1/; 1q'
 }
 
 parse_options "$@"
@@ -241,18 +155,18 @@ load_settings
 if [ $dry_run = no ]; then
     find_mc
     open_session
-elif [ -n "${secret:-}" ]; then
+elif [ -n "$secret" ]; then
     login=$(printf '%s' "$login" | sed 's/\(password\|token\)=.*/\1=***/')
 fi
 if [ $mode = set ]; then
-    set_target REPLICATOR_NOW
-    set_target REPLICATOR_QUEUE
+    set_target $NOW_ID
+    set_target $QUEUE_ID
     restart
     for_each_binding bind
 else
     for_each_binding unbind
-    reset_target REPLICATOR_NOW
-    reset_target REPLICATOR_QUEUE
+    reset_target $NOW_ID
+    reset_target $QUEUE_ID
     restart
 fi
 [ $dry_run = no ] || say "Nothing was changed."

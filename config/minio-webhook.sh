@@ -11,7 +11,7 @@ set -eu
 WAIT_DEFAULT_S=120
 PROBE_BOUND_S=5
 
-NAME=minio-webhook
+SCRIPT=minio-webhook
 TARGET_HINT="MinIO can't reach WEBHOOK_URL; start the service first, or correct the address as seen from MinIO"
 WITHOUT_MC=", or use config/configure_minio.py, which needs no mc"
 self=$0
@@ -138,7 +138,7 @@ target_is_set() {
 # Sets it even when it looks right: some servers show what they started with, not what is stored.
 set_target() {
     did=unchanged
-    target_is_set "$1" || did=set
+    target_is_set "$1" || did='set'
     # shellcheck disable=SC2046 # the words were checked to have no spaces
     run_mc --json admin config set $ALIAS "notify_webhook:$1" $(target_words "$1") ||
         explain "target $1 can't be set"

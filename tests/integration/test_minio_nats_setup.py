@@ -26,7 +26,7 @@ folder=$(dirname "$0")
 cp "$MC_CONFIG_DIR/config.json" "$folder/keys.json"
 echo "$*" >>"$folder/calls"
 case $* in
-    "$(cat "$folder/fails" 2>/dev/null || echo nothing)"*) rm "$folder/fails"; echo "it said: $*"; exit 1 ;;
+    "--json $(cat "$folder/fails" 2>/dev/null || echo no)"*) rm "$folder/fails"; echo "it said: $*"; exit 1 ;;
 esac
 """
 
@@ -34,7 +34,8 @@ esac
 def run(folder: Path, *options: str, **changes: str) -> subprocess.CompletedProcess[str]:
     """A copy of the script in a repository of its own, with a complete environment but for the changes."""
     (folder / "config").mkdir(exist_ok=True)
-    script = shutil.copy(CONFIG / "minio-nats.sh", folder / "config" / "minio-nats.sh")
+    for name in ("mc.sh", "minio-nats.sh"):
+        script = shutil.copy(CONFIG / name, folder / "config" / name)
     client = folder / "client"
     if not client.exists():
         client.write_text(CLIENT)
@@ -67,8 +68,10 @@ def run(folder: Path, *options: str, **changes: str) -> subprocess.CompletedProc
 
 
 def calls(folder: Path) -> list[str]:
-    """How the client was called."""
-    return (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
+    """How the client was called, each time for JSON: its errors are read, and a restart needs no terminal."""
+    lines = (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
+    assert all(line.startswith("--json ") for line in lines)
+    return [line.removeprefix("--json ") for line in lines]
 
 
 BOUND = [
@@ -84,7 +87,7 @@ def test_it_sets_two_targets_restarts_minio_and_binds_every_bucket(tmp_path: Pat
     assert calls(tmp_path) == [
         f"admin config set replicator notify_nats:REPLICATOR_NOW {TARGET} {LOGIN}",
         f"admin config set replicator notify_nats:REPLICATOR_QUEUE {TARGET} {LOGIN} {QUEUE}",
-        "--json admin service restart replicator",
+        "admin service restart replicator",
         *BOUND,
     ]
     keys = (tmp_path / "keys.json").read_text()
@@ -100,7 +103,7 @@ def test_removing_takes_ours_only(tmp_path: Path) -> None:
         "event remove replicator/photos arn:minio:sqs::REPLICATOR_QUEUE:nats --event ",
         "admin config reset replicator notify_nats:REPLICATOR_NOW",
         "admin config reset replicator notify_nats:REPLICATOR_QUEUE",
-        "--json admin service restart replicator",
+        "admin service restart replicator",
     ]
 
 
@@ -193,17 +196,31 @@ def test_midnight_commander_is_not_taken_for_the_client(tmp_path: Path) -> None:
     client.chmod(0o755)
     done = run(tmp_path)
     assert done.returncode == 1
-    assert "MinIO's client is not on PATH" in done.stdout
+    assert f"MC={client} is Midnight Commander" in done.stdout
 
 
-def test_the_real_client_s_reasons_are_passed_on(tmp_path: Path, gateway: Gateway) -> None:
+def test_the_real_client_s_reasons_are_passed_on_with_a_hint(tmp_path: Path, gateway: Gateway) -> None:
     there = {"MINIO_ENDPOINT": gateway.endpoint, "MINIO_SECRET_KEY": gateway.secret_key}
-    for changes, reason in (
-        (there, "unknown sub-system"),
-        ({**there, "MINIO_SECRET_KEY": "wrong-secret"}, "signature"),
-        ({"MINIO_ENDPOINT": "http://127.0.0.1:9"}, "connection refused"),
+    for changes, reason, hint in (
+        (there, "unknown sub-system", "see MinIO's log"),
+        ({**there, "MINIO_SECRET_KEY": "wrong-secret"}, "signature", "check MINIO_ACCESS_KEY and"),
+        (
+            {"MINIO_ENDPOINT": "http://127.0.0.1:9"},
+            "connection refused",
+            "MinIO can't be reached at http://127",
+        ),
     ):
         done = run(tmp_path, **real_client("minio-nats.sh"), **changes)
         assert done.returncode == 1
         assert "target REPLICATOR_NOW can't be set: " in done.stdout
         assert reason in done.stdout
+        assert f"Hint: {hint}" in done.stdout
+
+
+def test_a_password_that_json_writes_otherwise_is_masked_too(tmp_path: Path, gateway: Gateway) -> None:
+    there = {"MINIO_ENDPOINT": gateway.endpoint, "MINIO_SECRET_KEY": gateway.secret_key}
+    login = {"EVENTS_FROM": r"nats://minio:begin&<>\end@nats"}
+    done = run(tmp_path, **real_client("minio-nats.sh"), **there, **login)
+    assert "password=***" in done.stdout
+    assert "begin" not in done.stdout
+    assert "end" not in done.stdout

@@ -533,7 +533,22 @@ def test_events_for_targets_the_server_lacks_fail_at_once(script: str, tmp_path:
 def lonely_copy(script: str, folder: Path) -> Path:
     """The script in a repository that has no .env and no .tools."""
     (folder / "config").mkdir()
+    shutil.copy(CONFIG / "mc.sh", folder / "config" / "mc.sh")
     return Path(shutil.copy(CONFIG / script, folder / "config" / script))
+
+
+@pytest.mark.parametrize("script", ["minio-webhook.sh", "minio-nats.sh"])
+def test_a_link_to_the_script_works_from_any_folder(script: str, tmp_path: Path) -> None:
+    lonely_copy(script, tmp_path)
+    folder = tmp_path / "local" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "linked").symlink_to(Path("../../config") / script)
+    (folder / "again.sh").symlink_to("linked")
+    (tmp_path / ".env").write_text("MINIO_BUCKET='no bucket!'\n")
+    for cwd, link in ((Path("/"), folder / "again.sh"), (folder, Path("again.sh"))):
+        done = run(link, cwd=cwd, env={"PATH": os.environ["PATH"]})
+        assert done.returncode == 2
+        assert "'bucket!' is no bucket name" in done.stdout, "the repository's .env is read"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
