@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn
 from rich.text import Text
 
-from webhook import settings
+from webhook import logs, settings
 from webhook.errors import SettingsError
 from webhook.rules import is_glob
 from webhook.settings import Settings, StoreSettings
@@ -102,6 +102,7 @@ class Stopped(Exception):
 
 def start(main: Callable[[], int]) -> NoReturn:
     """Runs a script to its exit status, and says in words what went wrong."""
+    logs.configure("text", least=logging.CRITICAL)  # what a script has to say, it says itself
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it tells of each retry
     for stream in (sys.stdout, sys.stderr):
         cast(Any, stream).reconfigure(errors="backslashreplace")  # whatever the locale can't show

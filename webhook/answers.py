@@ -13,9 +13,11 @@ from xml.etree import ElementTree
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectTimeoutError,
     HTTPClientError,
     NoCredentialsError,
     ParamValidationError,
+    ReadTimeoutError,
 )
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
@@ -158,7 +160,9 @@ def boto_errors(
         raise StoreDenied("no credentials", place, hint=_DENIED_HINT) from error
     except (HTTPClientError, BotoConnectionError, OSError) as error:
         text = f"no answer ({_kind(error)})"
-        raise StoreUnavailable(text, place, hint=SILENT_HINT) from None  # it may quote a proxy's password
+        timed_out = isinstance(error, ReadTimeoutError | ConnectTimeoutError)
+        # without its cause, which may quote a proxy's password
+        raise StoreUnavailable(text, place, hint=SILENT_HINT, timed_out=timed_out) from None
     except ResponseParserError as error:
         raise not_s3(place) from error
     except BotoCoreError as error:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class Advice(enum.Enum):
@@ -141,10 +142,19 @@ class StoreError(ReplicatorError):
 
 
 class StoreUnavailable(StoreError):
-    """No answer, or the answer was to come back later (429, 503)."""
+    """No answer, or the answer was to come back later (429, 503). `timed_out`: it was waited for in vain."""
 
     code = "store_unavailable"
     advice = Advice.WAIT
+
+    def __init__(self, message: str, place: Place, *, timed_out: bool = False, **more: Any) -> None:
+        super().__init__(message, place, **more)
+        self.timed_out = timed_out
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the store may have too much to do; a connection that is refused says nothing of that."""
+        return self.timed_out or self.status is not None
 
 
 class StoreFailed(StoreError):

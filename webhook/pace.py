@@ -233,7 +233,7 @@ class AtOnce:
         with self._changed:
             if began_at is not None and isinstance(error, StoreUnavailable):
                 self._silent_until = max(self._silent_until, time.monotonic() + (error.retry_after_s or 0.0))
-                if began_at > self._halved_at:
+                if error.is_busy and began_at > self._halved_at:
                     self._halve(error)
             elif began_at is not None and (error is None or isinstance(error, StoreError)):
                 self._grow()

@@ -192,7 +192,8 @@ class Store:
         except OSError as error:
             reason = error.strerror or str(error) or type(error).__name__
             text = f"no answer from {self._connections.host} ({reason})"
-            raise StoreUnavailable(text, place, hint=SILENT_HINT) from None
+            timed_out = isinstance(error, TimeoutError)
+            raise StoreUnavailable(text, place, hint=SILENT_HINT, timed_out=timed_out) from None
         except http.client.HTTPException:
             raise not_s3(place) from None
         except UnicodeEncodeError:

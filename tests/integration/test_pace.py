@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +25,8 @@ from tests.acceptance.conftest import until
 from tests.integration.conftest import Permit, Scene
 from tests.integration.test_stores import BODY, NOTHING, md5
 from tests.proxy import Exchange, Proxy, answering
-from webhook import pace
+from webhook import connections, pace
+from webhook import target as target_module
 from webhook.errors import LeaseLost, LedgerUnavailable, StoreUnavailable
 from webhook.ledger import Ledger
 from webhook.pace import BURST_S, MB, LedgerSlots, LocalSlots, Slots
@@ -284,13 +286,28 @@ def test_a_busy_target_gets_half_as_many_requests_at_once_and_all_of_them_once_i
 
 @pytest.mark.parametrize("call", ["head", "uploaded_parts"])
 def test_a_target_that_does_not_answer_is_asked_less_too(
+    place: Place, target_at: Callable[..., Target], call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (connections, target_module):
+        monkeypatch.setattr(module, "READ_TIMEOUT_S", 0.5)
+    more = ("id",) if call == "uploaded_parts" else ()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        target = target_at(place.server, endpoint_url=endpoint)
+        with pytest.raises(StoreUnavailable):
+            getattr(target, call)(place.bucket, "key", *more)
+    assert target.limit == 1
+
+
+@pytest.mark.parametrize("call", ["head", "uploaded_parts"])
+def test_a_target_that_nobody_listens_for_is_not_busy(
     place: Place, target_at: Callable[..., Target], call: str
 ) -> None:
     target = target_at(place.server, endpoint_url="http://127.0.0.1:1")
     more = ("id",) if call == "uploaded_parts" else ()
     with pytest.raises(StoreUnavailable):
         getattr(target, call)(place.bucket, "key", *more)
-    assert target.limit == 1
+    assert target.limit is None
 
 
 def test_a_request_is_under_way_until_its_answer_was_read(place: Place, threads: ThreadPoolExecutor) -> None:

@@ -219,8 +219,13 @@ def test_the_limit_grows_by_one_for_as_many_successes_as_it_has_and_then_is_gone
 
 @pytest.mark.parametrize(
     "error",
-    [LeaseLost("over"), LedgerUnavailable("away"), KeyboardInterrupt()],
-    ids=lambda error: type(error),
+    [
+        LeaseLost("over"),
+        LedgerUnavailable("away"),
+        KeyboardInterrupt(),
+        StoreUnavailable("no answer (Connection refused)", PLACE),
+    ],
+    ids=lambda error: type(error).__name__,
 )
 def test_what_says_nothing_of_the_target_changes_nothing(clock: Clock, error: BaseException) -> None:
     paced = Pace("t")
@@ -229,6 +234,12 @@ def test_what_says_nothing_of_the_target_changes_nothing(clock: Clock, error: Ba
     fails(paced, error)
     assert paced.limit == 1
     fails(paced, None)
+    assert paced.limit == 2
+
+
+def test_an_answer_that_is_waited_for_in_vain_counts_as_busy(clock: Clock) -> None:
+    paced = Pace("t")
+    fails(paced, *[StoreUnavailable("no answer (timed out)", PLACE, timed_out=True)] * 4)
     assert paced.limit == 2
 
 
