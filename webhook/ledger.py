@@ -220,10 +220,11 @@ class Ledger:
             limit = max(limit, backfill_owed)
             if LIVE in lanes:
                 most[LIVE] = limit - backfill_owed
-        if not any(room > 0 for room in most.values()):
+        wanted = {lane: room for lane, room in most.items() if room > 0}
+        if not wanted:
             return []
-        with self._claiming() as cursor:
-            return self._claim(cursor, self._taken(worker=worker, lease_s=lease_s), most, limit)
+        with self._claiming(is_single=len(wanted) == 1) as cursor:
+            return self._claim(cursor, self._taken(worker=worker, lease_s=lease_s), wanted, limit)
 
     def _taken(self, *, worker: str, lease_s: float) -> Row:
         return {"_worker": worker, "_now": (now := self.clock()), "_until": now + lease_s}
@@ -433,11 +434,11 @@ class Ledger:
             if self._one_writer:
                 self._one_writer.release()
 
-    def _claiming(self) -> AbstractContextManager[DBAPICursor]:
+    def _claiming(self, *, is_single: bool = False) -> AbstractContextManager[DBAPICursor]:
         """A transaction that must be known for as long as its claims' holder lives: of a database that has a
         machine of its own, that is longer than the database does.
         """
-        return self.writing(durable=self._wakeups is not None)
+        return self.writing(durable=self._wakeups is not None, is_single=is_single)
 
     def run(self, *all_of: Any, durable: bool = True) -> Any:
         """Statements in one transaction; gives the last one's rows where it returns some, else how many
