@@ -14,14 +14,12 @@ Exit status: 0 measured, 1 something failed, whatever was reached.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
-import signal
 import statistics
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -31,10 +29,9 @@ from scripts.bench_backfill import measure_beside, measure_sweeps
 from scripts.bench_copy import CASES, MIB, Case, Copying, median_run
 from scripts.bench_ledger import BATCH, measure_draining
 from scripts.bench_live import MC, OURS, Live, measure_live
-from scripts.bench_peers import CONTENDERS, BenchError, Run
-from scripts.bench_report import Section, facts, judged, markdown, show, spread
-from scripts.local_servers import Gateway, S3Server, SeaweedFS, ServerError
-from scripts.local_service import ROOT
+from scripts.bench_peers import CONTENDERS, Run
+from scripts.bench_report import Section, judged, run, show, spread
+from scripts.local_servers import Gateway, S3Server, SeaweedFS
 
 MB = 1_000_000
 LIVE_CASES = ("latency", "burst", "notifications", "ledger", "backfill", "sweep")
@@ -43,8 +40,6 @@ MEMORY_GOAL_MIB = 150 + 128  # and the default of MEMORY_BUDGET_MIB
 LIVE_GOAL, ACCEPT_GOAL, DRAIN_GOAL, BESIDE_GOAL = 1.2, 0.6, 0.8, 2.0
 ROUNDS, SAMPLES, BURST, ACCEPT_S, ENTRIES = 3, 60, 1000, 5.0, 100_000
 BACKFILL_OBJECTS, EQUAL_KEYS = 20_000, 200_000
-REPORT = ROOT / "docs" / "BENCHMARKS.md"
-WIDTH_COLUMNS = 150
 
 
 # ── copying ──────────────────────────────────────────────────────────────────────────────────────────
@@ -297,22 +292,7 @@ def measure(options: argparse.Namespace, folder: Path, console: Console) -> list
 def main(arguments: Sequence[str]) -> int:
     """The exit status."""
     options = read_arguments(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH_COLUMNS)
-    try:
-        told = facts(options.command, os.getloadavg())
-        for name, value in told:
-            console.print(f"{name:12} {value}")
-        with tempfile.TemporaryDirectory(prefix="replicator-bench-", ignore_cleanup_errors=True) as folder:
-            sections = measure(options, Path(folder), console)
-    except (BenchError, ServerError, OSError) as error:
-        console.print(f"{type(error).__name__}: {error}", style="red")
-        return 1
-    if options.write:
-        before = REPORT.read_text() if REPORT.exists() else ""
-        REPORT.write_text(markdown(told, sections, before=before))
-        console.print(f"Written to {REPORT.relative_to(ROOT)}.")
-    return 0
+    return run(options, partial(measure, options))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from scripts.bench_peers import BenchError, reading
-from scripts.local_servers import LOOPBACK, S3Server, find_binary
+from scripts.local_processes import LOOPBACK, find_binary
+from scripts.local_servers import S3Server
 from scripts.local_service import WEBHOOK_AUTH_TOKEN, Replicator
 
 CLIENTS, CONNECTIONS_PER_CLIENT = 4, 4

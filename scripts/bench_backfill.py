@@ -22,7 +22,8 @@ import urllib3
 
 from scripts.bench_live import notify
 from scripts.bench_peers import BenchError, usage
-from scripts.local_servers import Gateway, S3Server, SeaweedFS, find_binary
+from scripts.local_processes import find_binary
+from scripts.local_servers import Gateway, S3Server, SeaweedFS
 from scripts.local_service import ROOT, Replicator
 from scripts.local_tools import rclone_remotes
 from tests.proxy import Proxy

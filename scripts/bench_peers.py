@@ -22,7 +22,8 @@ from pathlib import Path
 
 import psutil
 
-from scripts.local_servers import REGION, Gateway, S3Server, Server, find_binary
+from scripts.local_processes import Server, find_binary
+from scripts.local_servers import REGION, Gateway, S3Server
 from scripts.local_service import LoneWorker
 from scripts.local_tools import find_mc
 from webhook.entries import Request

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import os
 import platform
+import signal
 import statistics
 import subprocess
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,10 +21,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from scripts.local_servers import find_binary
+from scripts.bench_peers import BenchError
+from scripts.local_processes import ServerError, find_binary
 from scripts.local_service import ROOT
 from scripts.local_tools import find_mc
 from webhook import __version__
+from webhook.errors import LedgerUnavailable
 
 PACKAGES = ("Flask", "gunicorn", "minio", "boto3", "SQLAlchemy")
 PREFACE = """# Benchmarks
@@ -36,6 +42,8 @@ above 1 this service is the faster one; under “Live” less is better. rclone 
 ledger on disk."""
 
 
+REPORT = ROOT / "docs" / "BENCHMARKS.md"
+WIDTH_COLUMNS = 150
 PER_SECTION = ("command", "date", "load before")
 BY_HAND = "\n## Where the rest goes\n"
 
@@ -48,6 +56,26 @@ class Section:
     notes: str
     header: Sequence[str]
     rows: list[Sequence[str]] = field(default_factory=list)
+
+
+def run(options: argparse.Namespace, measure: Callable[[Path, Console], list[Section]]) -> int:
+    """Measures in a folder of its own, and writes the page if `options.write`; gives the exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH_COLUMNS)
+    try:
+        told = facts(options.command, os.getloadavg())
+        for name, value in told:
+            console.print(f"{name:12} {value}")
+        with tempfile.TemporaryDirectory(prefix="replicator-bench-", ignore_cleanup_errors=True) as folder:
+            sections = measure(Path(folder), console)
+    except (BenchError, ServerError, LedgerUnavailable, OSError) as error:
+        console.print(f"{type(error).__name__}: {error}", style="red")
+        return 1
+    if options.write:
+        before = REPORT.read_text() if REPORT.exists() else ""
+        REPORT.write_text(markdown(told, sections, before=before))
+        console.print(f"Written to {REPORT.relative_to(ROOT)}.")
+    return 0
 
 
 def facts(command: str, load_before: Sequence[float]) -> list[tuple[str, str]]:

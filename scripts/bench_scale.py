@@ -11,21 +11,17 @@ Exit status: 0 measured, 1 something failed, whatever was reached.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
-import signal
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from scripts.bench import REPORT, WIDTH_COLUMNS
-from scripts.bench_peers import BenchError
-from scripts.bench_report import Section, facts, judged, markdown, show, spread
+from scripts.bench_report import Section, judged, run, show, spread
 from scripts.bench_scale_crew import BATCH
 from scripts.bench_scale_fleet import (
     BUSY_MOST,
@@ -39,9 +35,6 @@ from scripts.bench_scale_fleet import (
     measure_takeovers,
 )
 from scripts.bench_scale_ledger import MANY, ONE, SETTLE, WORK, Measured, Phase, Sizes, measure_ledgers
-from scripts.local_servers import ServerError
-from scripts.local_service import ROOT
-from webhook.errors import LedgerUnavailable
 
 CASES = ("ledger", "fleet", "takeover")
 FULL = Sizes(rows=(10_000, 1_000_000), worked=8_000, processes=(1, 2, 4, 8), rounds=3, seconds=1.5)
@@ -257,22 +250,7 @@ def measure(options: argparse.Namespace, folder: Path, console: Console) -> list
 def main(arguments: Sequence[str]) -> int:
     """The exit status."""
     options = read_arguments(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH_COLUMNS)
-    try:
-        told = facts(options.command, os.getloadavg())
-        for name, value in told:
-            console.print(f"{name:12} {value}")
-        with tempfile.TemporaryDirectory(prefix="replicator-scale-", ignore_cleanup_errors=True) as folder:
-            sections = measure(options, Path(folder), console)
-    except (BenchError, ServerError, LedgerUnavailable, OSError) as error:
-        console.print(f"{type(error).__name__}: {error}", style="red")
-        return 1
-    if options.write:
-        before = REPORT.read_text() if REPORT.exists() else ""
-        REPORT.write_text(markdown(told, sections, before=before))
-        console.print(f"Written to {REPORT.relative_to(ROOT)}.")
-    return 0
+    return run(options, partial(measure, options))
 
 
 if __name__ == "__main__":

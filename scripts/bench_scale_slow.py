@@ -15,7 +15,8 @@ import sys
 from contextlib import closing, suppress
 from pathlib import Path
 
-from scripts.local_servers import LOOPBACK, S3Server, Server
+from scripts.local_processes import LOOPBACK, Server
+from scripts.local_servers import S3Server
 from scripts.local_service import ROOT
 
 CHUNK_BYTES = 65_536

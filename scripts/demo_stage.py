@@ -25,7 +25,8 @@ from minio.commonconfig import Tags
 from rich.console import Console
 from rich.text import Text
 
-from scripts.local_servers import Gateway, S3Server, SeaweedFS, Server, ServerError
+from scripts.local_processes import Server, ServerError
+from scripts.local_servers import Gateway, S3Server, SeaweedFS
 from scripts.local_service import ROOT, Replicator
 from scripts.local_tools import find_mc
 

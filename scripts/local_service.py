@@ -11,7 +11,8 @@ from typing import Any
 
 import requests
 
-from scripts.local_servers import LOOPBACK, S3Server, Server
+from scripts.local_processes import LOOPBACK, Server
+from scripts.local_servers import S3Server
 
 ROOT = Path(__file__).resolve().parent.parent
 WEBHOOK_AUTH_TOKEN = "loopback-webhook-token"  # noqa: S105 - for servers that live for minutes

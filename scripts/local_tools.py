@@ -8,7 +8,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.local_servers import REGION, S3Server, find_binary
+from scripts.local_processes import find_binary
+from scripts.local_servers import REGION, S3Server
 
 CHECK_BOUND_S = 600.0
 VERSION_BOUND_S = 10.0

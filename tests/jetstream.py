@@ -13,7 +13,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerInfo
 
-from scripts.local_servers import LOOPBACK
+from scripts.local_processes import LOOPBACK
 
 T = TypeVar("T")
 SUBJECT, STREAM, CONSUMER = "minio.events", "MINIO_EVENTS", "replicator-minio-events"

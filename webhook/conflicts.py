@@ -35,6 +35,7 @@ class _Flow:
 
     @property
     def keys(self) -> Pattern:
+        """Which keys of the target it may write."""
         return (*self.prefix, ANY)
 
 

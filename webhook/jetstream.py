@@ -89,6 +89,7 @@ class Trouble:
         self.last: Exception | None = None
 
     async def note(self, error: Exception) -> None:
+        """Remembers the latest; the client calls it."""
         self.last = error
 
     @contextmanager

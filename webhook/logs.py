@@ -42,10 +42,12 @@ class _StandardError:
     """A log that cannot be written is lost; what it tells of goes on."""
 
     def write(self, text: str) -> None:
+        """Raises nothing."""
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(text)
 
     def flush(self) -> None:
+        """Raises nothing."""
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
 

@@ -206,10 +206,12 @@ class _Table:
                 self.problem(f"{field} {belongs if _CREDENTIAL.search(field) else unknown}")
 
     def problem(self, sentence: str) -> None:
+        """Notes what is wrong."""
         self.is_sound = False
         self._problems.append(f"{self._title} {sentence}".strip())
 
     def tables(self, field: str, *, such_as: str) -> dict[str, Mapping[str, object]]:
+        """The tables below a field, by name."""
         value = self._values.get(field, {})
         if isinstance(value, dict) and all(isinstance(each, dict) for each in value.values()):
             return value
@@ -217,6 +219,7 @@ class _Table:
         return {}
 
     def text(self, field: str, default: str | None = None) -> str:
+        """A text; without a default it must be there."""
         value = self._values.get(field, default)
         if value is None or (value == "" and default is None):
             self.problem(f"{field} is missing")
@@ -227,6 +230,7 @@ class _Table:
         return default or ""
 
     def texts(self, field: str) -> tuple[str, ...]:
+        """A list of texts; none where it is not there."""
         value = self._values.get(field, [])
         if isinstance(value, list) and all(isinstance(each, str) and each for each in value):
             return tuple(value)
@@ -234,6 +238,7 @@ class _Table:
         return ()
 
     def sources(self) -> tuple[str, ...]:
+        """The source buckets: one text, or a list of them."""
         value = self._values.get("source", "")
         several = (self.text("source"),) if isinstance(value, str) else self.texts("source")
         if value == []:
@@ -241,6 +246,7 @@ class _Table:
         return tuple(dict.fromkeys(several)) or ("",)
 
     def whole(self, field: str, *, most: int) -> int | None:
+        """A whole number from 0 on; None where it is not there."""
         value = self._values.get(field)
         if type(value) is int and not 0 <= value <= most:
             self.problem(f"{field} must be between 0 and {most}, not {value}")
@@ -249,12 +255,14 @@ class _Table:
         return value if type(value) is int else None
 
     def flag(self, field: str, *, default: bool) -> bool:
+        """True or false."""
         value = self._values.get(field, default)
         if not isinstance(value, bool):
             self._wrong(field, "true or false, without quotes", value)
         return value is True
 
     def choice(self, field: str, choices: Sequence[str], default: str) -> str:
+        """One of some words."""
         value = self.text(field, default)
         if value not in choices:
             self.problem(f"{field} must be one of {', '.join(choices)}, not {value!r}")

@@ -37,6 +37,7 @@ class Variables:
         self.problems: list[str] = []
 
     def text(self, name: str, default: str | None = None) -> str:
+        """Without blanks around it; without a default it must be there."""
         value = self._environ.get(name, "").strip()
         if value:
             return value
@@ -45,6 +46,7 @@ class Variables:
         return default or ""
 
     def endpoint(self, name: str) -> str:
+        """Scheme, host and port of a store."""
         value = self.text(name)
         return self.as_endpoint(name, value) if value else ""
 
@@ -71,6 +73,7 @@ class Variables:
         return not problem
 
     def database_url(self, name: str, default: str) -> str:
+        """The URL of an SQLite file or of PostgreSQL."""
         value = self.text(name, default)
         if not value.startswith(("sqlite:///", "postgres://", "postgresql://", "postgresql+psycopg://")):
             self.problems.append(f"{name} must begin with sqlite:/// or postgresql://")
@@ -83,12 +86,14 @@ class Variables:
         return self._parsed(name, value, _nats_servers, problem, None) if value else None
 
     def nats_subject(self, name: str, default: str) -> str:
+        """A subject without wildcards."""
         value = self.text(name, default)
         if not _SUBJECT.fullmatch(value):
             self.problems.append(f"{name} must be words of A-Z, a-z, 0-9, _ and - with dots between them")
         return value
 
     def whole(self, name: str, default: int, *, least: int, most: int) -> int:
+        """A whole number within bounds."""
         value = self.text(name, str(default))
         number = self._parsed(name, value, int, f"must be a whole number, not {value!r}", default)
         if not least <= number <= most:
@@ -96,12 +101,14 @@ class Variables:
         return number
 
     def flag(self, name: str, *, default: bool) -> bool:
+        """Yes or no, in the usual words."""
         words = {"true": True, "1": True, "yes": True, "on": True}
         words |= {"false": False, "0": False, "no": False, "off": False}
         value = self.text(name, str(default)).lower()
         return self._parsed(name, value, words.__getitem__, f"must be true or false, not {value!r}", default)
 
     def choice(self, name: str, choices: tuple[str, ...]) -> str:
+        """One of some words; the first if none is given."""
         value = self.text(name, choices[0]).lower()
         if value not in choices:
             self.problems.append(f"{name} must be one of {', '.join(choices)}, not {value!r}")

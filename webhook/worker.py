@@ -287,6 +287,9 @@ class Worker:
             time.sleep(TIDY_S)
 
     def _prune(self) -> None:
+        """One process does it for all, where it is wanted at all."""
+        if not self._options.keep_settled_s:
+            return
         lease_s = TIDY_S * 2
         may = Sweeps(self._ledger).take_lease(worker=self.name, lease_s=lease_s, is_dead=is_dead, name=PRUNER)
         if may:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from scripts.local_servers import LOOPBACK
+from scripts.local_processes import LOOPBACK
 from scripts.local_service import LoneWorker
 
 WRONG_CLOCK = '''

@@ -21,7 +21,8 @@ import pytest
 import urllib3
 
 from scripts import replicate_to_filebase
-from scripts.local_servers import Gateway, S3Server, SeaweedFS, free_port
+from scripts.local_processes import free_port
+from scripts.local_servers import Gateway, S3Server, SeaweedFS
 from scripts.local_service import WEBHOOK_AUTH_TOKEN, Replicator
 from scripts.local_tools import rclone_check
 from tests.acceptance.conftest import content, until

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,7 +47,19 @@ def source_at() -> Iterator[Callable[..., Source]]:
 @pytest.fixture(scope="module")
 def target_at() -> Iterator[Callable[..., Target]]:
     """A Target for a server; keywords replace parts of its StoreSettings, `slots` are its limits'."""
+    with _targets() as make:
+        yield make
 
+
+@pytest.fixture
+def own_target_at() -> Iterator[Callable[..., Target]]:
+    """The same, for Targets of one test: each holds some 10 MB of boto3's."""
+    with _targets() as make:
+        yield make
+
+
+@contextmanager
+def _targets() -> Iterator[Callable[..., Target]]:
     def make(server: S3Server, *, slots: Slots | None = None, **changes: Any) -> Target:
         made = Target(_settings(server, changes), connections_max=CONNECTIONS_MAX, slots=slots)
         return stack.enter_context(closing(made))
@@ -189,7 +201,7 @@ def scene(
     seaweed: SeaweedFS,
     new_bucket: Callable[[S3Server], str],
     source_at: Callable[..., Source],
-    target_at: Callable[..., Target],
+    own_target_at: Callable[..., Target],
 ) -> Iterator[Scene]:
     """Each server in turn as the source, SeaweedFS as the target; or as the parameter says: "a to b"."""
     names = request.param.split(" to ")
@@ -198,7 +210,7 @@ def scene(
     rule = Rule(name="default", source_bucket=new_bucket(server), target_bucket=new_bucket(target_server))
     with Proxy(server.endpoint) as here, Proxy(target_server.endpoint) as there:
         source = source_at(server, endpoint_url=here.endpoint)
-        target = target_at(target_server, endpoint_url=there.endpoint)
+        target = own_target_at(target_server, endpoint_url=there.endpoint)
         made = Scene(server, target_server, here, there, source, target, rule)
         yield made
         for copier in made.copiers:

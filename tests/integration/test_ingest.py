@@ -19,7 +19,8 @@ from urllib.parse import quote
 import pytest
 import trustme
 
-from scripts.local_servers import LOOPBACK, Gateway, Nats, free_port
+from scripts.local_processes import LOOPBACK, free_port
+from scripts.local_servers import Gateway, Nats
 from scripts.local_service import ROOT, LoneIngest
 from tests.jetstream import CONSUMER, STREAM, SUBJECT, JetStream
 from webhook.ledger import Ledger

@@ -21,7 +21,8 @@ from minio.error import S3Error
 from minio.notificationconfig import NotificationConfig, PrefixFilterRule, QueueConfig
 from minio.xml import marshal
 
-from scripts.local_servers import Gateway, free_port
+from scripts.local_processes import free_port
+from scripts.local_servers import Gateway
 from scripts.local_tools import find_mc
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from scripts import move_ledger
+from scripts import ledger_sides, move_ledger
 from scripts.command_line import Code, Failure, WrongUse
 from scripts.local_servers import PostgreSQL
 from tests.contract.steps import (
@@ -184,7 +184,7 @@ def as_moved(name: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_of_every_table_it_is_said_whether_it_is_moved() -> None:
-    said = [*move_ledger.MOVED, *move_ledger.NOT_MOVED]
+    said = [*ledger_sides.MOVED, *ledger_sides.NOT_MOVED]
     assert sorted(table.name for table in said) == sorted(METADATA.tables)
 
 
@@ -200,7 +200,7 @@ def test_every_row_is_moved_as_it_was(
     for table in METADATA.sorted_tables:
         assert rows(old, table) == before[table.name], "the old ledger stays as it was"
         expected = [as_moved(table.name, row) for row in before[table.name]]
-        assert rows(new, table) == ([] if table in move_ledger.NOT_MOVED else expected)
+        assert rows(new, table) == ([] if table in ledger_sides.NOT_MOVED else expected)
     printed = capsys.readouterr()
     assert "Every row is the same in both.\n" in printed.out
     assert f"{sum(map(len, before.values())) - 2} rows compared" in printed.out
@@ -506,7 +506,7 @@ def test_a_service_that_has_come_to_a_half_moved_ledger_is_in_the_way(old_url: s
         assert rows(new_url, ENTRIES) == []
 
 
-@pytest.mark.parametrize("table", move_ledger.MOVED, ids=lambda table: table.name)
+@pytest.mark.parametrize("table", ledger_sides.MOVED, ids=lambda table: table.name)
 def test_a_ledger_that_has_been_in_use_is_left_alone(
     old_url: str, new_url: str, table: sa.Table, tmp_path: Path
 ) -> None:

@@ -24,7 +24,8 @@ from minio.commonconfig import ENABLED
 from minio.versioningconfig import VersioningConfig
 
 from scripts import upload_to_minio
-from scripts.local_servers import ACCESS_KEY, SECRET_KEY, Gateway, S3Server, SeaweedFS, find_binary, free_port
+from scripts.local_processes import find_binary, free_port
+from scripts.local_servers import ACCESS_KEY, SECRET_KEY, Gateway, S3Server, SeaweedFS
 from scripts.local_service import API_TOKEN, Replicator
 from tests.proxy import Exchange, Proxy, answering, drop
 

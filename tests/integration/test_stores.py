@@ -93,10 +93,10 @@ def opened(
 
 
 @pytest.fixture
-def store(opened: Store, target_at: Callable[..., Target]) -> Store:
+def store(opened: Store, own_target_at: Callable[..., Target]) -> Store:
     """Each server in turn, with a key nobody else uses, and a target that remembers nothing."""
     opened.proxy.forget()
-    target = target_at(opened.server, endpoint_url=opened.proxy.endpoint)
+    target = own_target_at(opened.server, endpoint_url=opened.proxy.endpoint)
     return replace(opened, key=f"key-{next(_numbers)}", target=target)
 
 
