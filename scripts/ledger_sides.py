@@ -21,11 +21,22 @@ from webhook.entries import RUNNING, WAITING
 from webhook.errors import LedgerUnavailable, LedgerVersionError
 from webhook.fleet import ALIVE_S, Fleet
 from webhook.ledger import Ledger
-from webhook.tables import ENTRIES, LEASES, MINUTES, QUARANTINE, RULES, SLOTS, SWEEPS, WORKERS
+from webhook.tables import (
+    COUNTS,
+    ENTRIES,
+    FINDINGS,
+    LEASES,
+    MINUTES,
+    QUARANTINE,
+    RULES,
+    SLOTS,
+    SWEEPS,
+    WORKERS,
+)
 
 Row = tuple[Any, ...]
 
-MOVED = (RULES, WORKERS, QUARANTINE, SWEEPS, MINUTES, ENTRIES)
+MOVED = (RULES, WORKERS, QUARANTINE, SWEEPS, MINUTES, COUNTS, FINDINGS, ENTRIES)
 NOT_MOVED = (LEASES, SLOTS)
 """Who sweeps just now, and which moments of a target's limits are given away: these are of running processes,
 and none runs."""

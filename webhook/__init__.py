@@ -14,7 +14,8 @@ The flow, in reading order:
                   tables.py, migrations/, database.py: its tables and the engine they live in;
                   postgresql.py: what is PostgreSQL's own; clocks.py: a time that all machines agree on;
                   wakeups.py: words between processes; together.py: many puts in one transaction;
-                  pruning.py: old records dropped)
+                  pruning.py: old records dropped; pauses.py: rules that a person has stopped;
+                  records.py: the record in pages and numbers, for people)
  6. worker.py     the threads that claim, copy and settle (inbox.py: live work first; processes.py: which
                   process is which; fleet.py: which of them are there; service.py: what one is made of;
                   supervisor.py: several under one)
@@ -31,7 +32,7 @@ The flow, in reading order:
                   (listing.py: pages in order; compare.py: two listings side by side; sweeps.py: how far
                   each has come)
 13. progress.py   how far the target is complete, how fast changes get there (lags.py: in few numbers)
-14. operating.py  looking at what happened, and operating it
+14. operating.py  looking at what happened, and operating it (status.py: how it all stands)
 15. retry.py      what to do about an error
 16. errors.py     all errors there are
 17. logs.py       one line for each thing that happened

@@ -17,7 +17,7 @@ from werkzeug.routing import BaseConverter
 from webhook import events, logs, settings
 from webhook.callers import json_object, let_in, service
 from webhook.copier import OutcomeKind
-from webhook.entries import Buried, Deferred, Ending, Held, Request, Retried, Settled
+from webhook.entries import Buried, Deferred, Ending, Held, Parked, Request, Retried, Settled
 from webhook.errors import BadRequest, LedgerUnavailable, ReplicatorError, StoreError
 from webhook.operating import operating
 from webhook.rules import Rule
@@ -170,6 +170,9 @@ def _answer(rule: Rule, key: str, ending: Ending) -> Answer:
             )
             is_store = ending.error_code.startswith(("source_", "target_", "integrity"))
             return link | _error_facts(ending.error_code, ending.error, hint), 502 if is_store else 500
+        case Parked():
+            facts, status = _queued(rule, key)
+            return facts | {"paused": True}, status
         case _:
             return _queued(rule, key)
 

@@ -13,9 +13,10 @@ from webhook import retry
 from webhook.clocks import elapsed_s
 from webhook.copier import Copier, Known, Outcome, OutcomeKind
 from webhook.deletes import Deletes
-from webhook.entries import Buried, Claim, Deferred, Ending, Held, Released, Retried, Settled
+from webhook.entries import Buried, Claim, Deferred, Ending, Held, Parked, Released, Retried, Settled
 from webhook.errors import LeaseLost, ReplicatorError, StoreError
 from webhook.ledger import Ledger
+from webhook.pauses import Pauses
 from webhook.rules import Rule, Rules
 
 log = structlog.get_logger("webhook.attempt")
@@ -66,6 +67,7 @@ class Means:
     rules: Rules
     copiers: Mapping[str, Copier]
     deletes: Deletes
+    pauses: Pauses
     attempts_max: int
     clock: Callable[[], float]
     """The ledger's."""
@@ -85,6 +87,8 @@ def _attempt(task: Task, means: Means) -> Ending:
         text = f"{claim.attempts - 1} workers died or hung on this entry"
         return Buried(claim=claim, error_code="worker_lost", error=text)
     try:
+        if means.pauses.is_paused(claim.rule):
+            return Parked(claim=claim)
         task.lease.check()  # it may have waited for its turn for long
         rule = _rule(means.rules, claim)
         copier = means.copiers[rule.target]
@@ -198,3 +202,5 @@ def log_ending(task: Task, ending: Ending, *, settled_at: float, is_lost: bool =
             log.info("gone at the source", looks_again_s=round(ending.after_s, 2), **facts)
         case Held():
             log.warning("delete held back", **facts)
+        case Parked():
+            log.info("rule is paused", **facts)

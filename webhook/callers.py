@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from flask import current_app, request
@@ -99,10 +98,3 @@ def only_strings(asked: dict[str, Any], names: tuple[str, ...]) -> dict[str, str
         if value and (problem := key_problem(value)):
             raise BadRequest(f"{name} cannot be used: {problem}", hint="Send text as it is in the entries.")
     return asked
-
-
-def as_time(at: float | None) -> str | None:
-    """Seconds since 1970 as people and programs read it: "2026-11-24T23:59:59.123Z"."""
-    if at is None:
-        return None
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

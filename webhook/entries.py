@@ -13,6 +13,8 @@ STATES = (WAITING, RUNNING, SETTLED, FAILED, HELD)
 LIVE, BACKFILL = "live", "backfill"
 LANES = (LIVE, BACKFILL)
 EVENT_ID_CHARS = 16
+PARKED_AT = 1e11
+"""When an entry of a paused rule is due: in the year 5138, or when the rule is resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class Request:
     """Since when the target may lag behind at this key; None: since `event_at`, or now."""
     missed_at: float | None = None
     """When a sweep found what no event had told of; None: it is no such request."""
+    trace: str | None = None
+    """W3C traceparent of the trace it belongs to; None: to none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,8 @@ class Claim:
     """1: an event told that the source's object was removed."""
     settled_at: float | None = None
     """When a claim of this entry was last settled; None: none ever was."""
+    trace: str | None = None
+    """W3C traceparent of the request that the claim serves; None: it belongs to no trace."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,4 +139,11 @@ class Held:
     claim: Claim
 
 
-Ending = Settled | Retried | Buried | Released | Deferred | Held
+@dataclass(frozen=True, kw_only=True)
+class Parked:
+    """The end of a claim whose rule is paused: due again when the rule is resumed."""
+
+    claim: Claim
+
+
+Ending = Settled | Retried | Buried | Released | Deferred | Held | Parked

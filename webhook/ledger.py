@@ -46,6 +46,7 @@ from webhook.entries import (
     FAILED,
     LANES,
     LIVE,
+    PARKED_AT,
     RUNNING,
     STATES,
     WAITING,
@@ -330,8 +331,10 @@ class Ledger:
         return counts
 
     def backlog(self, lane: str, *, limit: int, rules: Sequence[str] | None = None) -> int:
-        """How many entries of a lane are waiting or running, counted up to a limit; `rules` narrows."""
-        some = sa.select(sa.literal(1)).where(ROW.lane == lane, ROW.due_at.is_not(None)).limit(limit)
+        """How many entries of a lane are waiting or running, but for those of paused rules, counted up to a
+        limit; `rules` narrows.
+        """
+        some = sa.select(sa.literal(1)).where(ROW.lane == lane, ROW.due_at < PARKED_AT).limit(limit)
         if rules is not None:
             some = some.where(ROW.rule.in_(rules))
         with self.reading() as connection:

@@ -20,8 +20,10 @@ from webhook.errors import ReplicatorError
 from webhook.ledger import Ledger
 from webhook.memory import MemoryBudget
 from webhook.pace import LedgerSlots
+from webhook.pauses import Pauses
 from webhook.processes import stop_on_signals
 from webhook.reconcile import Sides, Sweeper
+from webhook.records import Records
 from webhook.settings import Settings
 from webhook.source import Source
 from webhook.supervisor import Supervisor, call_when_parent_is_gone
@@ -40,6 +42,8 @@ class Service:
     sides: Sides
     ledger: Ledger
     deletes: Deletes
+    pauses: Pauses
+    records: Records
     copiers: Mapping[str, Copier]
     worker: Worker
     sweeper: Sweeper
@@ -102,6 +106,7 @@ def assemble(configured: Settings) -> Service:
     ledger = Ledger.open(configured.database_url)
     sides = open_stores(configured, ledger)
     deletes = Deletes(ledger, configured.deletes)
+    pauses = Pauses(ledger)
     budget = MemoryBudget(configured.copy.memory_budget_bytes)
     copiers = {
         name: Copier(sides.source, target, configured.copy, budget) for name, target in sides.targets.items()
@@ -110,6 +115,7 @@ def assemble(configured: Settings) -> Service:
         rules=configured.rules,
         copiers=copiers,
         deletes=deletes,
+        pauses=pauses,
         attempts_max=configured.worker.attempts_max,
         clock=ledger.clock,
     )
@@ -122,7 +128,14 @@ def assemble(configured: Settings) -> Service:
     )
     worker = Worker(means, ledger, configured.worker)
     return Service(
-        sides=sides, ledger=ledger, deletes=deletes, copiers=copiers, worker=worker, sweeper=sweeper
+        sides=sides,
+        ledger=ledger,
+        deletes=deletes,
+        pauses=pauses,
+        records=Records(ledger),
+        copiers=copiers,
+        worker=worker,
+        sweeper=sweeper,
     )
 
 

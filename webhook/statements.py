@@ -22,6 +22,7 @@ from webhook.entries import (
     HELD,
     LANES,
     LIVE,
+    PARKED_AT,
     RUNNING,
     SETTLED,
     WAITING,
@@ -31,6 +32,7 @@ from webhook.entries import (
     Ending,
     Held,
     Misfit,
+    Parked,
     Released,
     Request,
     Retried,
@@ -48,6 +50,7 @@ bind = sa.bindparam
 _CLAIM_COLUMNS = (
     *("rule", "key", "generation", "lane", "attempts", "backoff_s", "event_at"),
     *("source_etag", "target_etag", "upload", "lost", "history", "gone_at", "removal_told", "settled_at"),
+    "trace",
 )
 
 
@@ -80,6 +83,7 @@ def new_row(request: Request, *, lane: str, now: float) -> dict[str, Any]:
         "asked_at": (request.event_at or now) if request.asked_at is None else request.asked_at,
         "removal_told": int(request.is_removal),
         "missed_at": request.missed_at,
+        "trace": request.trace,
     }
 
 
@@ -132,6 +136,7 @@ def put_entries(insert: Any, *, hurry: bool) -> Any:
                 (told_late, sa.null()),
                 else_=ROW.missed_at,
             ),
+            "trace": sa.case((counts, new.trace), else_=ROW.trace),
         },
     )
 
@@ -264,7 +269,14 @@ def held_row(claim: Claim) -> dict[str, Any]:
 def failed(rule: str | None, prefix: str, error_code: str | None) -> Iterable[sa.ColumnElement[bool]]:
     """True on the failed entries asked for; the first term is spelled as the index's."""
     yield ROW.state == sa.literal_column(f"'{FAILED}'")
-    if "\0" in f"{rule}{prefix}{error_code}":  # no entry has one, and PostgreSQL will not hear of it
+    yield from within(rule, prefix)
+    if error_code is not None:
+        yield ROW.error_code == error_code if "\0" not in error_code else sa.false()
+
+
+def within(rule: str | None, prefix: str) -> Iterable[sa.ColumnElement[bool]]:
+    """True on the entries of a rule, or all, whose keys begin with the prefix."""
+    if "\0" in f"{rule}{prefix}":  # no entry has one, and PostgreSQL will not hear of it
         yield sa.false()
         return
     if rule is not None:
@@ -272,8 +284,6 @@ def failed(rule: str | None, prefix: str, error_code: str | None) -> Iterable[sa
     if prefix:  # a range, which the key's index serves; LIKE would ignore case on SQLite
         yield ROW.key >= prefix
         yield ROW.key < prefix + AFTER_EVERY_KEY
-    if error_code is not None:
-        yield ROW.error_code == error_code
 
 
 def _finish_statements() -> dict[type, Any]:
@@ -322,6 +332,12 @@ def _finish_statements() -> dict[type, Any]:
             history=bind("_history"),
         ),
         Released: held.values(state=WAITING, due_at=now, attempts=ROW.attempts - 1, worker=None),
+        Parked: held.values(
+            state=WAITING,
+            due_at=sa.cast(sa.literal(PARKED_AT), sa.Double),
+            attempts=ROW.attempts - 1,
+            worker=None,
+        ),
         Deferred: held.values(
             state=WAITING,
             due_at=sa.case((moved, now), else_=bind("_due_at", type_=sa.Double)),

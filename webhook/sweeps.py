@@ -128,8 +128,10 @@ class Sweeps:
         return last.on_disk if last else ""
 
     def next_due(self) -> Sweep | None:
-        """The open sweep that has been due longest; what was begun comes first."""
+        """The open sweep that has been due longest, of rules at work; what was begun comes first."""
+        paused = sa.select(RULES.c.name).where(RULES.c.paused_at.is_not(None))
         wanted = sa.select(SWEEPS).where(_ROW.state == OPEN, _ROW.due_at <= self._ledger.clock())
+        wanted = wanted.where(_ROW.rule.not_in(paused))
         order = wanted.order_by(_ROW.started_at.is_(None), _ROW.due_at).limit(1)
         with self._ledger.reading() as connection:
             row = connection.execute(order).mappings().first()

@@ -50,6 +50,8 @@ ENTRIES = sa.Table(
     sa.Column("gone_at", sa.Double),
     # when a sweep found a change that no event had told of
     sa.Column("missed_at", sa.Double),
+    # W3C traceparent of what asked last, where traces are kept
+    sa.Column("trace", sa.Text),
 )
 
 QUARANTINE = sa.Table(
@@ -75,6 +77,8 @@ RULES = sa.Table(
     sa.Column("trip_reason", sa.Text),
     # deletes before this time do not count for the breaker: a person has decided about them
     sa.Column("counted_from", sa.Double),
+    # since when nothing is copied by it, because a person said so; NULL: it is at work
+    sa.Column("paused_at", sa.Double),
 )
 
 SWEEPS = sa.Table(
@@ -151,4 +155,26 @@ MINUTES = sa.Table(
     sa.Column("share", sa.Integer, primary_key=True),
     sa.Column("objects", sa.BigInteger),
     sa.Column("bytes", sa.BigInteger),
+)
+
+COUNTS = sa.Table(
+    "counts",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    # JSON object, its names in order
+    sa.Column("labels", sa.Text, primary_key=True),
+    # since 1970; 0: of all time
+    sa.Column("minute", sa.BigInteger, primary_key=True),
+    sa.Column("value", sa.Double),
+)
+
+FINDINGS = sa.Table(
+    "findings",
+    METADATA,
+    sa.Column("target", sa.Text, primary_key=True),
+    # what was looked at: a target of that name elsewhere is another one
+    sa.Column("endpoint", sa.Text),
+    sa.Column("found_at", sa.Double),
+    # JSON object: see webhook.findings
+    sa.Column("findings", sa.Text),
 )

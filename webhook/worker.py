@@ -271,6 +271,7 @@ class Worker:
             with self._surviving("cannot prolong leases"):
                 self._keep_leases()
                 self._ledger.release_of(is_dead)
+                self._means.pauses.keep()
                 if self._threads and not self._stopping.is_set():
                     limits = {name: each.limit for name, each in self._means.copiers.items()}
                     self._fleet.sign(self.name, threads=self._options.threads, limits=limits)

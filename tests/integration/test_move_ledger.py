@@ -40,11 +40,12 @@ from webhook.entries import BACKFILL, Misfit
 from webhook.errors import LedgerVersionError
 from webhook.fleet import Fleet
 from webhook.ledger import Ledger
+from webhook.pauses import Pauses
 from webhook.processes import own_name
 from webhook.progress import Progress
 from webhook.settings import DeleteSettings
 from webhook.sweeps import Sweeps
-from webhook.tables import ENTRIES, METADATA, SLOTS
+from webhook.tables import COUNTS, ENTRIES, FINDINGS, METADATA, SLOTS
 
 PASSWORD = "pa55-w0rd"
 SHAPES = {"default": "photos → filebase", "other.photos": "all of it"}
@@ -138,6 +139,9 @@ def fill(ledger: Ledger) -> None:
     sweeps.advance(sweeps.request("default", cause="interval"), "m/ö", {"compared": 7, "put": 3})
     sweeps.take_lease(worker="w", lease_s=60, is_dead=lambda _: False)
     ledger.run(sa.insert(SLOTS).values(name="filebase requests", given_until=ledger.clock()))
+    ledger.run(sa.insert(COUNTS).values(name="events", labels='{"outcome": "accepted"}', minute=0, value=7.5))
+    ledger.run(sa.insert(FINDINGS).values(target="filebase", endpoint="e", found_at=1.5, findings='{"a": 1}'))
+    Pauses(ledger).pause("other.photos")
     ledger.put([], [Misfit(record_id="a", reason="no key", raw='{"\\u0000": 1}'), _misfit("b"), _misfit("a")])
     Deletes(ledger, DELETES).trip("other.photos", "too many")
     Fleet(ledger).sign("host:1:2:boot/3", threads=16, limits={"filebase": 8})

@@ -17,6 +17,7 @@ from webhook.entries import Buried, Request
 from webhook.errors import IntegrityError, LeaseLost
 from webhook.layout import MIB
 from webhook.ledger import Ledger
+from webhook.pauses import Pauses
 from webhook.rules import Rules, Template
 from webhook.settings import DeleteSettings, WorkerSettings
 from webhook.worker import Worker
@@ -131,6 +132,7 @@ def test_the_upload_of_an_object_that_failed_is_ended_when_its_time_is_over(
             rules=rules,
             copiers={scene.rule.target: scene.copier()},
             deletes=Deletes(ledger, DeleteSettings(grace_s=0, breaker_max=0, breaker_share=0.0)),
+            pauses=Pauses(ledger),
             attempts_max=1,
             clock=ledger.clock,
         )

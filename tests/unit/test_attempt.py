@@ -12,9 +12,10 @@ from webhook.attempt import Lease, Means, Task, attempt
 from webhook.clocks import elapsed_s
 from webhook.copier import Copier, Known, Outcome, OutcomeKind
 from webhook.deletes import Deletes
-from webhook.entries import LIVE, Buried, Claim, Released, Retried, Settled
+from webhook.entries import LIVE, Buried, Claim, Parked, Released, Retried, Settled
 from webhook.errors import IntegrityError, LeaseLost, LedgerUnavailable, Place, StoreError
 from webhook.ledger import Ledger
+from webhook.pauses import Pauses
 from webhook.rules import Rule, Rules, Template
 
 RULES = Rules(templates=(Template(name="default", sources=("s",), target_bucket="t"),))
@@ -60,13 +61,24 @@ def task(**known: Any) -> Task:
     return Task(claim=claim, lease=lease)
 
 
-def means(copier: StubCopier, attempts_max: int = ATTEMPTS_MAX) -> Means:
+class StubPauses:
+    """Some rules are paused."""
+
+    def __init__(self, *rules: str) -> None:
+        self.rules = rules
+
+    def is_paused(self, rule: str) -> bool:
+        return rule in self.rules
+
+
+def means(copier: StubCopier, attempts_max: int = ATTEMPTS_MAX, *, paused: str = "") -> Means:
     """One rule, one copier, and no rule that asks for deletes."""
     copiers = {"filebase": cast(Copier, copier)}
     return Means(
         rules=RULES,
         copiers=copiers,
         deletes=cast(Deletes, None),
+        pauses=cast(Pauses, StubPauses(paused)),
         attempts_max=attempts_max,
         clock=time.time,
     )
@@ -203,3 +215,11 @@ def test_a_lease_ends_with_its_time_or_when_told_and_is_prolonged() -> None:
     lease.prolong(time.monotonic())
     with pytest.raises(LeaseLost, match="'k'"):
         lease.check()
+
+
+def test_nothing_is_copied_for_a_paused_rule() -> None:
+    copier = StubCopier(Outcome(kind=OutcomeKind.UNCHANGED))
+    ended = attempt(task(), means(copier, paused="default"))
+    assert isinstance(ended, Parked)
+    assert copier.asked == {}
+    assert isinstance(attempt(task(), means(copier, paused="other")), Settled)

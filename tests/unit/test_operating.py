@@ -254,6 +254,7 @@ def test_before_anything_happened_the_status_claims_nothing(client: FlaskClient)
     assert rule == {
         "source": "source-bucket/",
         "target": "filebase:target-bucket/",
+        "paused_since": None,
         "recovery_point": None,
         "proved_by": None,
         "lag_s": 0.0,
