@@ -19,6 +19,7 @@ from webhook.callers import PROXY_HEADERS
 from webhook.entries import Buried, Claim, Ending, Retried, Settled
 from webhook.ledger import Ledger
 from webhook.rules import Rule
+from webhook.sweeps import Sweeps
 
 EVENTS = "/minio/events"
 TOKENS = {"WEBHOOK_AUTH_TOKEN": "hook-s3cr3t", "API_TOKEN": "api-s3cr3t"}
@@ -225,6 +226,19 @@ def test_a_request_to_replicate_that_makes_no_sense_is_refused(client: FlaskClie
         assert (answer.status_code, error_of(answer)["code"]) == (400, "bad_request"), body[:80]
         assert error_of(answer)["hint"]
     assert sum(ledger_of(client).counts()["waiting"].values()) == 0
+
+
+def test_what_is_asked_for_by_hand_waits_for_the_end_of_a_pause(client: FlaskClient) -> None:
+    Sweeps(ledger_of(client)).register({"default": "shape"})
+    pauses = client.application.extensions["service"].pauses
+    pauses.pause("default")
+    answer = client.post("/v1/replicate", json={"s3_key": "k"})
+    assert answer.status_code == 202
+    assert answer.json["status"] == "queued"
+    assert answer.json["paused"] is True
+    assert client.get(answer.json["entry"]).json["state"] == "waiting"
+    pauses.resume("default")
+    assert client.post("/v1/replicate", json={"s3_key": "k"}).status_code == 502, "no store answers here"
 
 
 def test_a_store_that_does_not_answer_is_a_bad_gateway(client: FlaskClient) -> None:
