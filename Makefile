@@ -25,7 +25,7 @@ demo: $(READY) ## Real servers, real objects, a crash: watch them being replicat
 bench: $(READY) tools ## Beside rclone and mc mirror, on this machine
 	@$(BIN)/python -m scripts.bench $(ARGS)
 
-bench-scale: $(READY) tools ## The ledger at 1,000,000 rows, a fleet, a killed worker; ARGS="--write" keeps it
+bench-scale: $(READY) tools ## The ledger at 1,000,000 rows, a fleet, a killed worker, the pages; ARGS="--write" keeps it
 	@$(BIN)/python -m scripts.bench_scale $(ARGS)
 
 test: $(READY) tools ## All tests, on real servers; ARGS="-k name" narrows
@@ -40,8 +40,9 @@ check: $(READY) ## Format, lint, types and the direction of imports
 run: $(READY) ## The service, with the settings in .env
 	@PATH="$(CURDIR)/$(BIN):$$PATH"; eval "exec $$(sed -n 's/^web: //p' Procfile)"
 
-tools: ## MinIO's own client, for the tests of config/minio-webhook.sh
+tools: ## MinIO's own client and Chromium, for the tests of config/minio-webhook.sh and of the pages
 	@scripts/get_mc.sh >/dev/null || echo "make: going on without MinIO's client; the tests that need it are skipped"
+	@scripts/get_chromium.sh >/dev/null || echo "make: going on without Chromium; the tests that need it are skipped"
 
 clean: ## Removes what make has installed
 	rm -rf $(VENV) .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -11,7 +11,7 @@ from typing import Any
 
 from gunicorn.glogging import Logger
 
-from webhook import database, logs, settings
+from webhook import database, logs, settings, startcheck
 from webhook.errors import ReplicatorError
 
 try:
@@ -88,6 +88,8 @@ def post_worker_init(worker: Any) -> None:
         service.start()
     else:
         replicator.start_keeper()
+    startcheck.begin(service.checks(), service.sides, configured)
+    service.records.count_beside()
     drain = worker.handle_exit
 
     def handle(number: int, frame: Any) -> None:

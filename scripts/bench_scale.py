@@ -1,9 +1,9 @@
-"""This service at scale, on this machine: a ledger of 1,000,000 rows, a fleet, a killed worker.
+"""This service at scale, on this machine: a ledger of 1,000,000 rows, a fleet, a killed worker, the pages.
 
 It starts the servers it needs. Rounds alternate what is compared, so that a machine that gets slower
 meanwhile does not decide; figures are medians of the rounds (least–most). All is printed; with --write it
 goes to docs/BENCHMARKS.md too, where sections that were not measured stay as they are.
-Takes some twelve minutes and 5 GB in the temporary folder (TMPDIR); --quick two minutes, for trying it out.
+Takes some fourteen minutes and 5 GB in the temporary folder (TMPDIR); --quick two minutes, for trying it out.
 
 Exit status: 0 measured, 1 something failed, whatever was reached.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from scripts.bench_page import FAILURES, GOAL_MS, Answered, measure_pages
 from scripts.bench_report import Section, judged, run, show, spread
 from scripts.bench_scale_crew import BATCH
 from scripts.bench_scale_fleet import (
@@ -36,7 +37,7 @@ from scripts.bench_scale_fleet import (
 )
 from scripts.bench_scale_ledger import MANY, ONE, SETTLE, WORK, Measured, Phase, Sizes, measure_ledgers
 
-CASES = ("ledger", "fleet", "takeover")
+CASES = ("ledger", "fleet", "takeover", "page")
 FULL = Sizes(rows=(10_000, 1_000_000), worked=8_000, processes=(1, 2, 4, 8), rounds=3, seconds=1.5)
 QUICK = Sizes(rows=(1_000, 20_000), worked=800, processes=(1, 4), rounds=1, seconds=0.2)
 WORKERS, FLEET_S, QUICK_FLEET_S = (1, 2, 4), 5.0, 1.0
@@ -44,6 +45,9 @@ SIZE_GOAL, SETTLE_GOAL, SETTLE_GOAL_PROCESSES, FLEET_GOAL = 0.8, 20_000, 4, 3.2
 KNOWN_GOAL_S, UNKNOWN_GOAL_S = 5.0, LEASE_S + 1.0
 DAY_S, KIB, GB = 86_400, 1024, 1e9
 ON_RECORD = (10**6, 10**8)
+
+
+PAGE_ROUNDS = 10
 
 
 # ── the ledger alone ─────────────────────────────────────────────────────────────────────────────────
@@ -189,6 +193,34 @@ def takeover_section(options: argparse.Namespace, folder: Path, say: Callable[[s
 # ── the command ──────────────────────────────────────────────────────────────────────────────────────
 
 
+# ── the status page ──────────────────────────────────────────────────────────────────────────────────
+
+
+def page_section(options: argparse.Namespace, folder: Path, say: Callable[[str], object]) -> Section:
+    """How long each address took, on each engine."""
+    rows = options.sizes.rows[-1]
+    found = measure_pages(folder, rows, PAGE_ROUNDS, say)
+    notes = (
+        f"One web process, one client; {rows:,} entries, {FAILURES:,} of them failed. Milliseconds from the "
+        f"request to the whole answer, median of {PAGE_ROUNDS} (the slowest; the first after the start)."
+    )
+    table: list[Sequence[str]] = [
+        [
+            what,
+            *(_answered(engine[what]) for engine in found.values()),
+            f"{next(iter(found.values()))[what].bytes / KIB:.0f}",
+            judged("ms", max(engine[what].median_ms for engine in found.values()), most=GOAL_MS),
+        ]
+        for what in next(iter(found.values()))
+    ]
+    header = ("what", *(f"{engine}, ms" for engine in found), "KiB", "reached")
+    return Section(f"The status page and the API with {rows:,} entries", notes, header, table)
+
+
+def _answered(found: Answered) -> str:
+    return f"{found.median_ms:.0f} ({found.slowest_ms:.0f}; {found.first_ms:.0f})"
+
+
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The options, `--quick` worked in."""
     shape = argparse.RawDescriptionHelpFormatter
@@ -244,6 +276,8 @@ def measure(options: argparse.Namespace, folder: Path, console: Console) -> list
         add(fleet_section(fleets, options.rounds))
     if "takeover" in options.cases:
         add(takeover_section(options, folder, say))
+    if "page" in options.cases:
+        add(page_section(options, folder, say))
     return sections
 
 

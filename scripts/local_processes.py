@@ -154,6 +154,11 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def exit_code(self) -> int | None:
+        """Of a process that has ended by itself; None while it runs, or where it was stopped."""
+        return self._process.poll() if self._process is not None else None
+
+    @property
     def pid(self) -> int:
         """The server's process id. Raises: ServerError when it was not started."""
         if self._process is None:

@@ -1,4 +1,4 @@
-"""Programs of other makes, run beside the service: rclone compares, mc sets MinIO up."""
+"""Programs of other makes: rclone compares, mc sets MinIO up, Chromium shows pages."""
 
 from __future__ import annotations
 
@@ -73,6 +73,22 @@ def find_mc() -> Path | None:
     found = [shutil.which(name) for name in ("mc", "mcli", "minio-client")]
     candidates = [path for path in (*found, str(_TOOLS / "minio-client")) if path]
     return next((Path(path) for path in candidates if _is_minio_client(path)), None)
+
+
+def find_chromium() -> Path | None:
+    """Chromium or Chrome on PATH, else what scripts/get_chromium.sh fetched, else None."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = [shutil.which(name) for name in names]
+    candidates = [path for path in (*found, str(_TOOLS / "chromium")) if path]
+    return next((Path(path) for path in candidates if _answers(path)), None)
+
+
+def _answers(path: str) -> bool:
+    try:
+        done = subprocess.run([path, "--version"], timeout=VERSION_BOUND_S, capture_output=True)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
 
 
 def _is_minio_client(path: str) -> bool:

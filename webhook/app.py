@@ -14,12 +14,15 @@ from flask import Blueprint, Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-from webhook import events, logs, settings
-from webhook.callers import json_object, let_in, service
+from webhook import events, logs, settings, traces
+from webhook.callers import json_object, let_in, refuse_query, service
 from webhook.copier import OutcomeKind
 from webhook.entries import Buried, Deferred, Ending, Held, Parked, Request, Retried, Settled
 from webhook.errors import BadRequest, LedgerUnavailable, ReplicatorError, StoreError
+from webhook.metrics import exposition
+from webhook.openapi import description
 from webhook.operating import operating
+from webhook.pages import pages
 from webhook.rules import Rule
 from webhook.service import assemble
 from webhook.settings import Settings
@@ -57,7 +60,7 @@ def create_app(configured: Settings | None = None) -> Flask:
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.extensions["settings"] = configured
     app.extensions["service"] = assemble(configured)
-    for blueprint in (_minio, _api, operating, _health):
+    for blueprint in (_minio, _api, operating, description, exposition, pages, _health):
         app.register_blueprint(blueprint)
     app.register_error_handler(ReplicatorError, _replicator_error)
     app.register_error_handler(HTTPException, _http_error)
@@ -85,7 +88,11 @@ def accept_events() -> Response:
     let_in(lambda web: web.webhook_auth_token, name="WEBHOOK_AUTH_TOKEN")
     found = events.asked(body, service().sides.rules)
     if found.requests or found.misfits:
-        service().ledger.put(found.requests, found.misfits)
+        with traces.asking("event") as trace:
+            service().ledger.put(traces.with_trace(found.requests, trace), found.misfits)
+    service().ledger.meter.events(
+        accepted=found.accepted, ignored=found.ignored, quarantined=len(found.misfits)
+    )
     for misfit in found.misfits:
         log.warning("event quarantined", reason=misfit.reason, record=misfit.record_id)
     answer = f'{{"accepted":{found.accepted},"ignored":{found.ignored},"quarantined":{len(found.misfits)}}}\n'
@@ -100,6 +107,7 @@ _api = Blueprint("api", __name__, url_prefix="/v1")
 @_api.before_request
 def _authorize() -> None:
     let_in(lambda web: web.api_token, name="API_TOKEN")
+    refuse_query(())
 
 
 @_api.post("/replicate")
@@ -114,16 +122,17 @@ def replicate() -> tuple[Response, int]:
     if not isinstance(wait, bool):
         raise BadRequest("wait must be true or false", hint="Leave it out to wait for the copy.")
     found = _rules_for(asked.get("bucket"), key)
-    if not wait:
-        service().ledger.put([Request(rule=rule.name, key=key) for rule in found])
-        answers = [_queued(rule, key) for rule in found]
-    else:
-        answers = [_replicate_now(rule, key) for rule in found]
+    with traces.asking("replicate", parent=request.headers.get("traceparent")) as trace:
+        if wait:
+            answers = [_replicate_now(rule, key, trace) for rule in found]
+        else:
+            service().ledger.put([Request(rule=rule.name, key=key, trace=trace) for rule in found])
+            answers = [_queued(rule, key) for rule in found]
     return _together(answers)
 
 
-def _replicate_now(rule: Rule, key: str) -> Answer:
-    ending = service().worker.replicate_now(rule, key, wait_s=WAIT_S)
+def _replicate_now(rule: Rule, key: str, trace: str | None) -> Answer:
+    ending = service().worker.replicate_now(rule, key, wait_s=WAIT_S, trace=trace)
     return _queued(rule, key) if ending is None else _answer(rule, key, ending)
 
 
@@ -235,7 +244,8 @@ def readyz() -> tuple[Response, int]:
 # ── what went wrong ──────────────────────────────────────────────────────────────────────────────────
 
 
-_STATUS = {"bad_request": 400, "unauthorized": 401, "not_found": 404, "ledger_unavailable": 503}
+_STATUS = {"bad_request": 400, "unauthorized": 401, "not_found": 404}
+_STATUS |= {"ledger_unavailable": 503, "ledger_lost": 503}
 
 
 def _error_facts(code: str, message: str, hint: str) -> dict[str, Any]:
@@ -260,8 +270,8 @@ def _replicator_error(error: ReplicatorError) -> tuple[Response, int]:
 
 def _http_error(error: HTTPException) -> tuple[Response, int]:
     hints = {
-        404: "GET /v1/status, POST /v1/replicate and POST /minio/events are there; the README lists all.",
-        405: "See the README for the methods of each path.",
+        404: "GET /openapi.json lists all there is: POST /v1/replicate and GET /v1/status, for example.",
+        405: "GET /openapi.json lists the methods of each path.",
         413: "MinIO's notifications are a few kB; send no more than 1 MiB.",
     }
     status = error.code or 500

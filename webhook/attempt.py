@@ -13,9 +13,10 @@ from webhook import retry
 from webhook.clocks import elapsed_s
 from webhook.copier import Copier, Known, Outcome, OutcomeKind
 from webhook.deletes import Deletes
-from webhook.entries import Buried, Claim, Deferred, Ending, Held, Parked, Released, Retried, Settled
+from webhook.entries import LIVE, Buried, Claim, Deferred, Ending, Held, Parked, Released, Retried, Settled
 from webhook.errors import LeaseLost, ReplicatorError, StoreError
 from webhook.ledger import Ledger
+from webhook.meter import Meter
 from webhook.pauses import Pauses
 from webhook.rules import Rule, Rules
 
@@ -204,3 +205,24 @@ def log_ending(task: Task, ending: Ending, *, settled_at: float, is_lost: bool =
             log.warning("delete held back", **facts)
         case Parked():
             log.info("rule is paused", **facts)
+
+
+def count_ending(meter: Meter, task: Task, ending: Ending, *, settled_at: float) -> None:
+    """Counts what came of an attempt whose ending is on record, since when."""
+    rule = ending.claim.rule
+    match ending:
+        case Settled():
+            meter.count("copies", rule=rule, outcome=ending.outcome)
+            meter.observe("copy_duration_seconds", task.ended_at - task.began_at, rule=rule)
+            if ending.bytes_copied:
+                meter.count("copied_bytes", ending.bytes_copied, rule=rule)
+            if ending.claim.lane == LIVE:
+                meter.observe("replication_seconds", settled_at - ending.claim.event_at, rule=rule)
+            for trait in ending.lost:  # without its value, of which there may be any number
+                meter.count("lost_attributes", rule=rule, attribute=trait.partition(":")[0])
+        case Retried():
+            meter.count("retries", rule=rule, reason=ending.error_code)
+        case Buried():
+            meter.count("failures", rule=rule, reason=ending.error_code)
+        case _:
+            pass

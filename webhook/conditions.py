@@ -33,9 +33,13 @@ class Conditions:
 
     def __init__(self, target: str, operation: str, *, only_new: bool | None, match: bool | None) -> None:
         """`only_new` and `match`: whether it heeds `If-None-Match: *` and `If-Match`; None: not known."""
-        self._names = {"target": target, "operation": operation}
+        self.operation = operation
+        self._target = target
         self._heeds = {IF_NEW: only_new, IF_MATCH: match}
+        self._tried: set[str] = set()
         self._trial = threading.Lock()
+        self.learned: dict[str, bool] = {}
+        """Header → whether it is heeded, as far as this process has seen it."""
 
     @property
     def only_new(self) -> bool | None:
@@ -56,7 +60,7 @@ class Conditions:
         name, value = (IF_MATCH, f'"{replaces}"') if replaces else (IF_NEW, "*")
         if replaces is None or self._heeds[name] is False:
             return send({})
-        if name == IF_MATCH and self.match is None and self._trial.acquire(blocking=False):
+        if name == IF_MATCH and self._is_to_be_tried(name) and self._trial.acquire(blocking=False):
             try:
                 return self._try_match(send)
             except TargetChanged:
@@ -67,7 +71,7 @@ class Conditions:
 
     def try_only_new(self, send_again: Callable[[], object]) -> None:
         """Finds out by writing again what was just written, on the condition that nothing is there."""
-        if self.only_new is not None or not self._trial.acquire(blocking=False):
+        if not self._is_to_be_tried(IF_NEW) or not self._trial.acquire(blocking=False):
             return
         try:
             send_again()
@@ -77,11 +81,29 @@ class Conditions:
         finally:
             self._trial.release()
 
+    def expect(self, name: str, *, heeds: bool) -> None:
+        """What was found before spares the trial. A condition that was ignored is sent all the same: where it
+        is heeded by now, that shows.
+        """
+        self._tried.add(name)
+        if heeds or self._heeds[name]:
+            self._heeds[name] = heeds or None
+
     def learn(self, name: str, *, heeds: bool) -> None:
         """What was found out counts for as long as the process lives."""
+        self.learned[name] = heeds
         if self._heeds[name] is not heeds:
             self._heeds[name] = heeds
-            log.info("found out whether conditions are heeded", header=name, heeds=heeds, **self._names)
+            log.info(
+                "found out whether conditions are heeded",
+                target=self._target,
+                operation=self.operation,
+                header=name,
+                heeds=heeds,
+            )
+
+    def _is_to_be_tried(self, name: str) -> bool:
+        return self._heeds[name] is None and name not in self._tried
 
     def _try_match(self, send: Send[T]) -> T:
         """With an ETag that cannot be there: a store that ignores it has written what it was to write."""

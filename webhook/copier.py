@@ -12,6 +12,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from webhook.errors import NoSuchKey, StoreFailed, TargetChanged
+from webhook.findings import Findings
 from webhook.holdings import Holdings
 from webhook.memory import MemoryBudget
 from webhook.multipart import (
@@ -91,6 +92,15 @@ class Copier:
     def limit(self) -> int | None:
         """How many requests this process sends to the target at once at most now; None: no limit."""
         return self._target.limit
+
+    def expect(self, findings: Findings) -> None:
+        """Takes what was found out about the target before."""
+        self._target.expect(findings)
+        self._holdings.expect(findings.held)
+
+    def learned(self) -> Findings:
+        """What this process has found out about the target."""
+        return replace(self._target.learned(), held=self._holdings.held)
 
     def close(self) -> None:
         """Ends the threads that copy parts."""
@@ -238,6 +248,8 @@ class Copier:
             on_record and wanted.etag != "" and wanted.size == present.size
         )
         shown = self._holdings.same(wanted.properties, present.properties, lost_before=known.lost)
+        if on_record and not shown:
+            self._holdings.doubt(wanted.properties)
         if not content or not shown:
             return False
         has_tags = wanted.tag_count or present.tag_count

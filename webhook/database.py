@@ -24,6 +24,7 @@ from sqlalchemy.engine.interfaces import DBAPICursor
 from webhook import postgresql as pg
 from webhook.clocks import ServerClock
 from webhook.errors import LedgerUnavailable, LedgerVersionError, SettingsError
+from webhook.ledgerfile import Identity, LedgerFile, identity
 
 BUSY_TIMEOUT_S = 5.0
 """How long a statement waits for another process's lock on the ledger."""
@@ -32,7 +33,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 HALF_MOVED = " (half moved)"
 """Behind the version of a ledger that scripts/move_ledger.py has not finished: no release starts on it."""
 
-_PREPARED: dict[str, pg.Traits] = {}
+_PREPARED: dict[str, tuple[Identity | None, pg.Traits]] = {}
+"""URL → the file that was prepared (None: a server) and what was found out about it."""
 
 
 def prepare(database_url: str) -> None:
@@ -43,7 +45,7 @@ def prepare(database_url: str) -> None:
     """
     engine = connect(database_url)
     engine.dispose()
-    _PREPARED[database_url] = traits(engine)
+    _PREPARED[database_url] = _file(parse_url(database_url)), traits(engine)
 
 
 def connect(database_url: str) -> sa.Engine:
@@ -57,7 +59,8 @@ def connect(database_url: str) -> sa.Engine:
         is_sqlite = url.get_backend_name() == "sqlite"
         engine = _sqlite(url) if is_sqlite else pg.engine(url, lock_timeout_s=BUSY_TIMEOUT_S)
         try:
-            found = _PREPARED.get(database_url) or _prepare(engine)
+            file, known = _PREPARED.get(database_url, (None, None))
+            found = known if known and file == _file(url) else _prepare(engine)
         except BaseException:
             engine.dispose()
             raise
@@ -106,6 +109,11 @@ def parse_url(database_url: str) -> sa.URL:
     )
 
 
+def _file(url: sa.URL) -> Identity | None:
+    is_sqlite = url.get_backend_name() == "sqlite"
+    return identity(Path(url.database or "")) if is_sqlite else None
+
+
 @contextmanager
 def translated_errors() -> Iterator[None]:
     """Turns what a database driver raises into LedgerUnavailable, without values from the statement."""
@@ -114,10 +122,17 @@ def translated_errors() -> Iterator[None]:
     except (sa.exc.DBAPIError, sa.exc.TimeoutError, sqlite3.Error, psycopg.Error, OSError) as error:
         cause = getattr(error, "orig", None) or error
         first_line = (str(cause).splitlines() or [""])[0]
+        hint = (
+            "Check that its disk has room, that no other program locks the file, "
+            "or that PostgreSQL runs and DATABASE_URL is right."
+        )
+        if isinstance(cause, psycopg.errors.UndefinedTable):
+            hint = (
+                "Its tables are gone. Restore a backup if there is one, then start the service anew: it "
+                "makes what is missing, and a sweep finds what is to be copied."
+            )
         raise LedgerUnavailable(
-            f"the ledger cannot be used now: {type(cause).__name__}: {first_line}",
-            hint="Check that its disk has room, that no other program locks the file, "
-            "or that PostgreSQL runs and DATABASE_URL is right.",
+            f"the ledger cannot be used now: {type(cause).__name__}: {first_line}", hint=hint
         ) from error
 
 
@@ -153,6 +168,8 @@ def writing(
             pg.begin(connection, cursor, traits(engine), durable=durable, by_index=by_index)
         yield cursor
         connection.commit()
+        if file := connection.info.get("file"):
+            file.check()  # else nobody will read what was committed
 
 
 @contextmanager
@@ -181,7 +198,9 @@ def _begin_sqlite(connection: sa.PoolProxiedConnection, cursor: DBAPICursor, syn
 
 
 def _sqlite(url: sa.URL) -> sa.Engine:
-    Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+    path = Path(url.database or "")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = LedgerFile(path)
     engine = sa.create_engine(
         url,
         connect_args={"timeout": BUSY_TIMEOUT_S},
@@ -192,10 +211,20 @@ def _sqlite(url: sa.URL) -> sa.Engine:
         hide_parameters=True,
     )
 
+    @sa.event.listens_for(engine, "do_connect")
+    def _look_first(*_: object) -> None:
+        file.check()  # SQLite would make an empty file
+
     @sa.event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:
+    def _configure(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # transactions begin where the listener below says
         connection.execute("PRAGMA journal_mode=WAL")
+        file.note()
+        record.info["file"] = file
+
+    @sa.event.listens_for(engine, "checkout")
+    def _look(*_: object) -> None:
+        file.check()
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:

@@ -4,6 +4,7 @@
     ├── SettingsError          what is wrong with the environment, all of it at once
     ├── BadRequest             a caller sent something unusable
     ├── LedgerUnavailable      the ledger cannot commit now
+    │   └── LedgerLost         its file was deleted or replaced: this process cannot go on with it
     ├── LedgerVersionError     the ledger's tables are from another version of this program
     ├── EventsUnavailable      events cannot be fetched now
     ├── LeaseLost              another worker may own the entry by now
@@ -78,6 +79,12 @@ class LedgerUnavailable(ReplicatorError):
 
     code = "ledger_unavailable"
     advice = Advice.WAIT
+
+
+class LedgerLost(LedgerUnavailable):
+    """The ledger that this process has open is not the one at its place any more; what it commits is lost."""
+
+    code = "ledger_lost"
 
 
 class LedgerVersionError(ReplicatorError):

@@ -214,11 +214,11 @@ def _storable(text: str) -> bool:
 def _seconds(value: object) -> float:
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
+        if moment is None:
+            return 0.0
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).timestamp()
+    except (ValueError, OverflowError):  # the latter: before year 1 or after year 9999 in UTC
         return 0.0
-    if moment is None:
-        return 0.0
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _unusable(record: object, reason: str) -> Unusable:

@@ -6,7 +6,7 @@ counts with its value, because stores keep some types and replace others by one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from webhook.objects import ObjectInfo, Properties
 
@@ -39,10 +39,24 @@ class Holdings:
     def __init__(self) -> None:
         self._held: set[str] = set()
         self._lost: set[str] = set()
+        self._told: set[str] = set()
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The traits that were seen to be held."""
+        return frozenset(self._held.copy())
+
+    def expect(self, held: Iterable[str]) -> None:
+        """These were seen to be held by others: they need not be looked for, until there is doubt."""
+        self._told.update(held)
+
+    def doubt(self, properties: Properties) -> None:
+        """The target does not show what it was told to hold: what others have seen counts no more."""
+        self._told -= traits(properties).keys()
 
     def knows(self, properties: Properties) -> bool:
         """Whether each trait was seen at the target before."""
-        return traits(properties).keys() <= self._held | self._lost
+        return traits(properties).keys() <= self._held | self._lost | self._told
 
     def learn(self, sent: Properties, found: ObjectInfo) -> tuple[str, ...]:
         """Takes note of what the target shows after it was sent these properties; gives what it does not.
@@ -52,6 +66,7 @@ class Holdings:
         if len(self._held) + len(self._lost) > TRAITS_MAX:
             self._held.clear()
             self._lost.clear()
+            self._told.clear()
         shown = traits(found.properties)
         lost = tuple(name for name, value in traits(sent).items() if shown.get(name) != value)
         self._held.update(traits(sent).keys() - set(lost))

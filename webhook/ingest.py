@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 import structlog
 
-from webhook import events, logs, settings
-from webhook.errors import BadRequest, EventsUnavailable, LedgerUnavailable, ReplicatorError, SettingsError
+from webhook import events, logs, settings, traces
+from webhook.errors import (
+    BadRequest,
+    EventsUnavailable,
+    LedgerLost,
+    LedgerUnavailable,
+    ReplicatorError,
+    SettingsError,
+)
 from webhook.events import Asked
 from webhook.jetstream import Consumer, consuming
 from webhook.ledger import Ledger
@@ -26,6 +35,7 @@ from webhook.settings import EventsSettings
 
 PAUSE_FIRST_S, PAUSE_MAX_S = 1.0, 10.0
 """Between tries, each pause twice the one before."""
+KEEP_COUNTS_S = 5.0
 
 log = structlog.get_logger("webhook.ingest")
 
@@ -39,7 +49,10 @@ class Ingest:
         self._ledger = ledger
         self._stopping = threading.Event()
         self._pause_s = 0.0
+        self._keeps_counts_at = 0.0
         self._recorded = 0
+        self.is_lost = False
+        """Whether it ends because the ledger that it had open is not there any more."""
 
     def stop(self) -> None:
         """Fetches no more; what is in hand is still recorded, if the ledger can be written. From any thread,
@@ -51,6 +64,8 @@ class Ingest:
         """Returns after `stop`."""
         log.info("ingest starts", servers=self._source.servers.urls, subject=self._source.subject)
         asyncio.run(self._sessions())
+        self._keep_counts()
+        traces.flush()
         log.info("ingest ended", messages=self._recorded)
 
     async def _sessions(self) -> None:
@@ -71,6 +86,8 @@ class Ingest:
         while not self._stopping.is_set():
             messages = await consumer.fetch()
             self._pause_s = 0.0
+            if time.monotonic() >= self._keeps_counts_at:
+                await asyncio.to_thread(self._keep_counts)
             if messages and await self._record([message.data for message in messages]):
                 await consumer.acknowledge(messages)
                 self._recorded += len(messages)
@@ -80,6 +97,11 @@ class Ingest:
         while True:
             try:
                 await asyncio.to_thread(record, bodies, self._rules, self._ledger)
+            except LedgerLost as error:
+                log.critical("the ledger is lost", error=error.message, hint=error.hint)
+                self.is_lost = True
+                self.stop()
+                return False
             except LedgerUnavailable as error:
                 await self._wait("waiting for the ledger", error)
                 if self._stopping.is_set():
@@ -87,6 +109,12 @@ class Ingest:
             else:
                 self._pause_s = 0.0
                 return True
+
+    def _keep_counts(self) -> None:
+        """What cannot be put on record now is so the next time."""
+        self._keeps_counts_at = time.monotonic() + KEEP_COUNTS_S
+        with contextlib.suppress(LedgerUnavailable):
+            self._ledger.keep_counts()
 
     async def _wait(self, what: str, error: ReplicatorError) -> None:
         """A pause that `stop` cuts short."""
@@ -104,7 +132,13 @@ def record(bodies: Sequence[bytes], rules: Rules, ledger: Ledger) -> None:
     requests = [request for each in found for request in each.requests]
     misfits = [misfit for each in found for misfit in each.misfits]
     if requests or misfits:
-        ledger.put(requests, misfits)
+        with traces.asking("event") as trace:
+            ledger.put(traces.with_trace(requests, trace), misfits)
+    ledger.meter.events(
+        accepted=sum(each.accepted for each in found),
+        ignored=sum(each.ignored for each in found),
+        quarantined=len(misfits),
+    )
     for misfit in misfits:
         log.warning("event quarantined", reason=misfit.reason, record=misfit.record_id)
 
@@ -135,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ["EVENTS_FROM is missing: the NATS server, like nats://user:password@host:4222"]
             )
         logs.configure(configured.log_format)
+        traces.begin(configured.traces)
         ledger = Ledger.open(configured.database_url)
     except ReplicatorError as error:
         print(f"{error.message}\n{error.hint}", file=sys.stderr)  # noqa: T201 - before there is a log
@@ -143,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop_on_signals(ingest.stop)
     ingest.run()
     ledger.close()
-    return 0
+    return 1 if ingest.is_lost else 0
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 from sqlalchemy.engine.interfaces import DBAPICursor
 
-from webhook import statements
+from webhook import meter, statements
 from webhook.clocks import elapsed_s
 from webhook.compiled import Compiled
 from webhook.database import BUSY_TIMEOUT_S, connect, reader, reading, traits, translated_errors, writing
@@ -108,6 +108,8 @@ class Ledger:
         self._sql = statements.Statements(engine, by_place=traits(engine).is_postgresql)
         self._put_together = Together(self._put_all)
         self._taker: Taker | None = None
+        self.meter = meter.Meter()
+        """What this process counts, until `keep_counts`."""
         self.live_seen_at = -math.inf
         """Monotonic time of the last look that found live work, of whichever process."""
 
@@ -191,9 +193,17 @@ class Ledger:
             asked = self._sql.put_now.run(cursor, row).fetchall()
         return int(asked[0][0])
 
-    def revive(self, *, rule: str | None = None, prefix: str = "", error_code: str | None = None) -> int:
+    def revive(
+        self,
+        *,
+        rule: str | None = None,
+        prefix: str = "",
+        key: str | None = None,
+        error_code: str | None = None,
+    ) -> int:
         """Makes failed entries waiting again, from their first attempt on; gives how many."""
-        statement = statements.update_in_order(*statements.failed(rule, prefix, error_code)).values(
+        wanted = [*statements.failed(rule, prefix, error_code), *([] if key is None else [ROW.key == key])]
+        statement = statements.update_in_order(*wanted).values(
             state=WAITING, due_at=self.clock(), attempts=0, backoff_s=0.0, generation=ROW.generation + 1
         )
         count = int(self.run(statement))
@@ -282,6 +292,18 @@ class Ledger:
         with reading(self._engine) as cursor:
             rows = [(claim, statements.held_row(claim)) for claim in claims]
             return [claim for claim, row in rows if self._sql.is_overtaken.run(cursor, row).fetchall()]
+
+    def keep_counts(self) -> None:
+        """Adds what this process has counted to what all have."""
+        taken = self.meter.take()
+        if not taken:
+            return
+        try:
+            with self.writing(durable=False, is_single=True) as cursor:
+                self._sql.add_counts.run(cursor, *meter.rows(taken))
+        except BaseException:
+            self.meter.give_back(taken)
+            raise
 
     def release_of(self, is_dead: Callable[[str], bool]) -> int:
         """Makes the running entries of workers that are known to be dead due at once; gives how many."""

@@ -9,11 +9,13 @@ import contextlib
 import logging
 import logging.config
 import sys
+import time
 from collections.abc import MutableMapping
 from typing import Any, TextIO, cast
 
 import structlog
 
+SELDOM_S = 300.0
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.processors.add_log_level,
@@ -52,6 +54,25 @@ class _StandardError:
             sys.stderr.flush()
 
 
+class _Seldom(logging.Filter):
+    """Lets a library's lines pass once in a while: a collector of traces that is away is no more news."""
+
+    def __init__(self, library: str, *, every_s: float) -> None:
+        super().__init__()
+        self._library = library
+        self._every_s = every_s
+        self._next_at = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written."""
+        if not record.name.startswith(self._library):
+            return True
+        if time.monotonic() < self._next_at:
+            return False
+        self._next_at = time.monotonic() + self._every_s
+        return True
+
+
 def configure(log_format: str, *, least: int = logging.INFO) -> None:
     """Sends this process's log lines, its libraries' too, to standard error. Safe to repeat.
 
@@ -64,6 +85,7 @@ def configure(log_format: str, *, least: int = logging.INFO) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
+    handler.addFilter(_Seldom("opentelemetry", every_s=SELDOM_S))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(least)

@@ -17,15 +17,23 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from webhook.entries import FAILED, LIVE, RUNNING
+from webhook.entries import BACKFILL, FAILED, LANES, LIVE, RUNNING
 from webhook.lags import percentile_s
 from webhook.ledger import Ledger
 from webhook.sweeps import Sweep
-from webhook.tables import ENTRIES, MINUTES
+from webhook.tables import COUNTS, ENTRIES, MINUTES
 
 HOUR_MINUTES = 60
 KEPT_MINUTES = 25 * HOUR_MINUTES
 _ROW, _MINUTE = ENTRIES.c, MINUTES.c
+_DOUBTFUL = sa.and_(
+    _ROW.gone_at.is_not(None),
+    sa.or_(
+        *(_ROW.state == sa.literal_column(f"'{state}'") for state in (RUNNING, FAILED)),
+        _ROW.error_code.is_not(None),
+    ),
+)
+"""Of pending deletes; spelled as the index's condition."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +55,19 @@ class LastHour:
     p50_s: float | None = None
     p95_s: float | None = None
     p99_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minute:
+    """What was settled in one minute. Percentiles as in LastHour."""
+
+    minute: int
+    """Since 1970."""
+    objects: Mapping[str, int]
+    """lane → how many."""
+    bytes: int
+    p50_s: float | None
+    p99_s: float | None
 
 
 class Progress:
@@ -76,18 +97,17 @@ class Progress:
 
         Pending deletes are left out, but for those that are just being carried out, or met an error.
         """
-        is_doubtful = sa.or_(_ROW.state.in_((RUNNING, FAILED)), _ROW.error_code.is_not(None))
-        doubtful = (_ROW.gone_at.is_not(None), _ROW.asked_at.is_not(None), is_doubtful)
-        plain = (_ROW.asked_at.is_not(None), _ROW.gone_at.is_(None))
-        oldest = sa.select(sa.func.min(_ROW.asked_at)).where(_ROW.rule == rule)
-        since = sa.case((_ROW.asked_at == 0.0, _ROW.event_at), else_=_ROW.asked_at)
-        oldest_live = sa.select(sa.func.min(since)).where(_ROW.rule == rule, _ROW.lane == LIVE)
+        oldest = sa.select(sa.func.min(_ROW.asked_at)).where(_ROW.rule == rule, _ROW.asked_at.is_not(None))
+        live, backfill = (
+            oldest.where(_ROW.gone_at.is_(None), _ROW.lane == lane) for lane in (LIVE, BACKFILL)
+        )
+        untold = live.with_only_columns(sa.func.min(_ROW.event_at)).where(_ROW.asked_at == 0.0)
+        # each is the begin of an index; in one statement, so that none moves from one to the other meanwhile
+        looks = (oldest.where(_DOUBTFUL), backfill, live, live.where(_ROW.asked_at > 0.0), untold)
         with self._ledger.reading() as connection:
-            # in this order: a delete that finds its key back leaves the first for the second
-            looks = (oldest.where(*doubtful), oldest.where(*plain), oldest_live.where(*plain))
-            found = [connection.execute(look).scalar() for look in looks]
-        first, *others = (math.inf if at is None else float(at) for at in found)
-        return min(first, others[0]), min(first, others[1])
+            found = connection.execute(sa.select(*(look.scalar_subquery() for look in looks))).one()
+        first, *plain, told, untold_since = (math.inf if at is None else float(at) for at in found)
+        return min(first, *plain), min(first, told, untold_since)
 
     def last_hour(self) -> dict[str, LastHour]:
         """rule → what was settled in the last hour, where something was."""
@@ -105,6 +125,18 @@ class Progress:
                 if lane == LIVE:
                     lags[rule][bucket] = int(count)
         return {rule: _last_hour(objects[rule], sizes[rule], lags[rule]) for rule in objects}
+
+    def by_minute(self) -> list[Minute]:
+        """The last hour of all rules, minute by minute, the oldest first; the last one is not over yet."""
+        last = int(self._ledger.clock() // 60)
+        columns = (_MINUTE.minute, _MINUTE.lane, _MINUTE.bucket)
+        sums = (sa.func.sum(_MINUTE.objects), sa.func.sum(_MINUTE.bytes))
+        wanted = sa.select(*columns, *sums).where(_MINUTE.minute > last - HOUR_MINUTES).group_by(*columns)
+        found: dict[int, list[tuple[str, int, int, int]]] = defaultdict(list)
+        with self._ledger.reading() as connection:
+            for minute, lane, bucket, count, size in connection.execute(wanted):
+                found[minute].append((lane, bucket, int(count), int(size)))
+        return [_minute(each, found[each]) for each in range(last - HOUR_MINUTES + 1, last + 1)]
 
     def settled(self, rules: Sequence[str], *, lane: str, since_minute: int) -> tuple[int, int]:
         """How many objects and bytes these rules settled in a lane from that minute since 1970 on."""
@@ -124,7 +156,21 @@ class Progress:
     def forget(self) -> None:
         """Drops minutes that nobody asks for any more."""
         oldest = int(self._ledger.clock() // 60) - KEPT_MINUTES
-        self._ledger.run(sa.delete(MINUTES).where(_MINUTE.minute < oldest), durable=False)
+        counts = COUNTS.c
+        old_counts = sa.delete(COUNTS).where(counts.minute > 0, counts.minute < oldest)
+        self._ledger.run(sa.delete(MINUTES).where(_MINUTE.minute < oldest), old_counts, durable=False)
+
+
+def _minute(minute: int, rows: Sequence[tuple[str, int, int, int]]) -> Minute:
+    objects = dict.fromkeys(LANES, 0)
+    lags: dict[int, int] = {}
+    for lane, bucket, count, _ in rows:
+        objects[lane] += count
+        if lane == LIVE:
+            lags[bucket] = count
+    p50_s, p99_s = (percentile_s(lags, share) for share in (0.5, 0.99))
+    size = sum(each[3] for each in rows)
+    return Minute(minute=minute, objects=objects, bytes=size, p50_s=p50_s, p99_s=p99_s)
 
 
 def _last_hour(objects: int, size: int, lags: Mapping[int, int]) -> LastHour:

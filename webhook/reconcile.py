@@ -49,6 +49,7 @@ DOWNTIME_S = 120.0
 JITTER_SHARE = 0.1
 PUT_OFF_S, PUT_OFF_MAX_S = 5.0, 300.0
 """After an error; doubled up to the second."""
+DIFFERENCES = (Kind.MISSING, Kind.DIFFERENT, Kind.UNPROVEN, Kind.EXTRA)
 
 log = structlog.get_logger("webhook.reconcile")
 
@@ -328,6 +329,10 @@ class _Walk:
             self._sweeper.wait_for_room()
             self._ledger.put(requests, lane=BACKFILL)
         counts["put"] = len(requests)
+        for each in DIFFERENCES:
+            if counts[each]:
+                kind_of = {"rule": self._rule.name, "kind": str(each)}
+                self._ledger.meter.count("sweep_differences", counts[each], **kind_of)
         cursor = self._sweep.cursor if key_problem(cursor) else cursor
         self._sweep = self._sweeps.advance(self._sweep, cursor, counts)
 

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
-from webhook.entries import FAILED
+from webhook.entries import FAILED, HELD, LANES
 from webhook.errors import LedgerUnavailable
 from webhook.ledger import Ledger
 from webhook.statements import failed, readable, within
@@ -81,6 +81,8 @@ class Records:
             among = [*failed(rule, prefix, reason)]
         else:
             among = [*within(rule, prefix)]
+            if rule is None and prefix:  # by the index on rule and key, not through all of it
+                among.append(_ROW.rule.in_(self.rules()))
             if reason is not None:
                 among.append(sa.false())
         if after is not None:
@@ -90,6 +92,30 @@ class Records:
             position = sa.func.instr if self._ledger.dialect == "sqlite" else sa.func.strpos
             wanted.append(sa.false() if "\0" in part else position(_ROW.key, part) > 0)
         return self._page(among, wanted, limit=min(limit, PAGE_MAX))
+
+    def rules(self) -> list[str]:
+        """The names of all rules that have an entry, also of those that are no more."""
+        names: list[str] = []
+        with self._ledger.reading() as connection:
+            while True:  # from name to name by the index: there may be a million entries of each
+                behind = _ROW.rule > names[-1] if names else sa.true()
+                found = connection.execute(sa.select(sa.func.min(_ROW.rule)).where(behind)).scalar()
+                if found is None:
+                    return names
+                names.append(found)
+
+    def of_key(self, key: str) -> list[Mapping[str, Any]]:
+        """The entries of exactly this key, in the order of their rules."""
+        wanted = sa.select(ENTRIES).where(_ROW.rule.in_(self.rules()), _ROW.key == key).order_by(_ROW.rule)
+        with self._ledger.reading() as connection:
+            return [readable(row) for row in connection.execute(wanted).mappings()]
+
+    def held(self, rule: str, *, limit: int) -> list[Mapping[str, Any]]:
+        """Some of the rule's entries whose delete waits for a person, found by their index."""
+        waiting = (_ROW.rule == rule, _ROW.state == HELD, _ROW.gone_at.is_not(None))
+        with self._ledger.reading() as connection:
+            some = connection.execute(sa.select(ENTRIES).where(*waiting).limit(limit)).mappings().all()
+        return sorted(map(readable, some), key=lambda each: str(each["key"]))
 
     def _page(
         self, among: list[sa.ColumnElement[bool]], wanted: list[sa.ColumnElement[bool]], *, limit: int
@@ -113,16 +139,31 @@ class Records:
         target is behind with the oldest of them, and one of their errors as `example`.
         """
         columns = (_ROW.rule, _ROW.error_code)
-        facts = (
-            sa.func.count().label("number"),
-            sa.func.min(_ROW.asked_at).label("since"),
-            sa.func.min(_ROW.error).label("example"),
-        )
-        wanted = sa.select(_ROW.rule, _ROW.error_code.label("reason"), *facts)
-        grouped = wanted.where(*failed(rule, prefix, None)).group_by(*columns)
+        facts = (sa.func.count().label("number"), sa.func.min(_ROW.asked_at).label("since"))
+        among = [*failed(rule, prefix, None)]
+        found = sa.select(_ROW.rule, _ROW.error_code.label("reason"), *facts).where(*among).group_by(*columns)
+        group = found.subquery()
+        theirs = (_ROW.rule == group.c.rule, _ROW.error_code == group.c.reason)
+        example = sa.select(_ROW.error).where(*among, *theirs).limit(1).correlate(group).scalar_subquery()
+        wanted = sa.select(group, example.label("example"))
+        order = (group.c.number.desc(), group.c.rule, group.c.reason)
         with self._ledger.reading() as connection:
-            rows = connection.execute(grouped.order_by(sa.desc("number"), *columns)).mappings().all()
-        return [dict(row) for row in rows]
+            return [dict(row) for row in connection.execute(wanted.order_by(*order)).mappings()]
+
+    def oldest_waiting(self, rule: str) -> Mapping[str, Any] | None:
+        """Of what is asked for and has not failed, the entry that has been so longest, but for deletes that
+        are pending: `key`, `state`, `since` (0.0: it cannot be told), `due_at`, `error_code`, `error`.
+        """
+        columns = (_ROW.key, _ROW.state, _ROW.asked_at.label("since"))
+        wanted = sa.select(*columns, _ROW.due_at, _ROW.error_code, _ROW.error)
+        unsettled = (_ROW.rule == rule, _ROW.asked_at.is_not(None), _ROW.gone_at.is_(None))
+        first = wanted.where(*unsettled, _ROW.state != FAILED).order_by(_ROW.asked_at).limit(1)
+        with self._ledger.reading() as connection:
+            looks = [
+                first.where(_ROW.lane == lane) for lane in reversed(LANES)
+            ]  # it may move to the live one
+            rows = [row for look in looks if (row := connection.execute(look).mappings().first())]
+        return min(map(dict, rows), key=lambda row: row["since"], default=None)
 
     def quarantine(self, *, after: tuple[str, ...] | None = None, limit: int = 100) -> Page:
         """Records of notifications that nobody can act on, the latest first."""
@@ -150,8 +191,12 @@ class Records:
             return self._count()
         if time.monotonic() >= self._counts_again_at and self._counting.acquire(blocking=False):
             self._counting.release()
-            threading.Thread(target=self._count_again, name="counter", daemon=True).start()
+            self.count_beside()
         return known
+
+    def count_beside(self) -> None:
+        """Counts in a thread, so that who asks next need not wait."""
+        threading.Thread(target=self._count_again, name="counter", daemon=True).start()
 
     def _count_again(self) -> None:
         try:

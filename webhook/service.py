@@ -11,12 +11,13 @@ from functools import partial
 
 import structlog
 
-from webhook import logs, settings
+from webhook import logs, settings, startcheck, traces
 from webhook.attempt import Means
 from webhook.copier import Copier
 from webhook.database import prepare
 from webhook.deletes import Deletes
 from webhook.errors import ReplicatorError
+from webhook.findings import Learner, Learning
 from webhook.ledger import Ledger
 from webhook.memory import MemoryBudget
 from webhook.pace import LedgerSlots
@@ -45,6 +46,7 @@ class Service:
     pauses: Pauses
     records: Records
     copiers: Mapping[str, Copier]
+    learning: Learning
     worker: Worker
     sweeper: Sweeper
 
@@ -52,11 +54,14 @@ class Service:
         """Replicates from now on. Call it after the fork. Raises: LedgerUnavailable."""
         last_seen_at = self.worker.start()
         self.sweeper.start(last_seen_at=last_seen_at)
+        self.learning.start()
 
     def stop(self) -> None:
         """Finishes or hands back what is running; a sweep is left open."""
         self.sweeper.stop()
         self.worker.stop()
+        self.learning.stop()
+        traces.flush()
 
     def close(self) -> None:
         """Gives up connections and threads, for a service whose worker was not started or has stopped."""
@@ -103,6 +108,7 @@ def open_stores(configured: Settings, ledger: Ledger | None = None) -> Sides:
 
 def assemble(configured: Settings) -> Service:
     """Opens the ledger and all stores for this process. Call it after the fork."""
+    traces.begin(configured.traces)
     ledger = Ledger.open(configured.database_url)
     sides = open_stores(configured, ledger)
     deletes = Deletes(ledger, configured.deletes)
@@ -111,6 +117,15 @@ def assemble(configured: Settings) -> Service:
     copiers = {
         name: Copier(sides.source, target, configured.copy, budget) for name, target in sides.targets.items()
     }
+    learners = [
+        Learner(
+            target=name,
+            endpoint=configured.targets[name].endpoint_url,
+            expect=copier.expect,
+            learned=copier.learned,
+        )
+        for name, copier in copiers.items()
+    ]
     means = Means(
         rules=configured.rules,
         copiers=copiers,
@@ -134,13 +149,16 @@ def assemble(configured: Settings) -> Service:
         pauses=pauses,
         records=Records(ledger),
         copiers=copiers,
+        learning=Learning(ledger, learners),
         worker=worker,
         sweeper=sweeper,
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs workers until SIGTERM or SIGINT. Exit code 2: settings or ledger cannot be used."""
+    """Runs workers until SIGTERM or SIGINT. Exit code 1: the ledger was lost; 2: settings or ledger cannot be
+    used.
+    """
     asked = _parser().parse_args(arguments)
     try:
         configured = settings.load()
@@ -154,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ReplicatorError as error:
         print(f"{error.message}\n{error.hint}", file=sys.stderr)  # noqa: T201 - before there is a log
         return 2
-    return _work(service, has_parent=asked.has_parent)
+    return _work(service, configured, has_parent=asked.has_parent)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -198,7 +216,7 @@ def _supervise(processes: int, *, threads: int) -> int:
     return supervisor.run()
 
 
-def _work(service: Service, *, has_parent: bool) -> int:
+def _work(service: Service, configured: Settings, *, has_parent: bool) -> int:
     ended = threading.Event()
 
     def begin() -> None:
@@ -209,6 +227,7 @@ def _work(service: Service, *, has_parent: bool) -> int:
     if has_parent:
         call_when_parent_is_gone(begin)
     service.start()
+    startcheck.begin(service.checks(), service.sides, configured)
     ended.wait()
     service.stop()
-    return 0
+    return 1 if service.worker.is_lost else 0

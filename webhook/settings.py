@@ -32,6 +32,8 @@ from webhook.variables import NatsServers, Variables
 MIB = 1024 * 1024
 THREADS_MAX = 256
 DAY_S = 86_400
+PLATFORMS = {"RAILWAY_ENVIRONMENT_ID": "Railway", "KUBERNETES_SERVICE_HOST": "Kubernetes"}
+"""Variables that these set in every container."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,8 @@ class WebSettings:
     api_token: str = field(repr=False)
     """What callers of /v1 send; empty: callers from this machine only."""
     port: int
+    metrics_public: bool = False
+    """Whether GET /metrics is open to all."""
     body_max_bytes: int = MIB
     """MinIO sends one record of a few kB at a time."""
 
@@ -75,6 +79,17 @@ class EventsSettings:
     """What MinIO publishes to."""
     ca_file: str
     """The certificates that servers are checked against: a PEM file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracesSettings:
+    """Where spans are sent: OpenTelemetry's own variables, which https://opentelemetry.io/docs/specs/otel/protocol/
+    exporter/ has. Its other ones, such as OTEL_TRACES_SAMPLER, its library reads from the environment.
+    """
+
+    endpoint: str
+    headers: Mapping[str, str] = field(repr=False)
+    service_name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +149,14 @@ class Settings:
     deletes: DeleteSettings
     events: EventsSettings | None
     """None: no events are fetched."""
+    traces: TracesSettings | None
+    """None: no spans are sent."""
     reconcile_interval_s: float
     """How often both sides are listed and compared; 0: never."""
     database_url: str = field(repr=False)
     log_format: str
+    platform: str = ""
+    """Whose container this runs in, where the environment tells: its disk is not kept, but for volumes."""
 
 
 def load(folder: Path | None = None) -> Settings:
@@ -166,6 +185,7 @@ def from_environ(environ: Mapping[str, str], folder: Path | None = None) -> Sett
             webhook_auth_token=read.text("WEBHOOK_AUTH_TOKEN", ""),
             api_token=read.text("API_TOKEN", ""),
             port=read.whole("PORT", 8000, least=1, most=65535),
+            metrics_public=read.flag("METRICS_PUBLIC", default=False),
         ),
         worker=WorkerSettings(
             threads=read.whole("WORKER_THREADS", 16, least=1, most=THREADS_MAX),
@@ -186,9 +206,11 @@ def from_environ(environ: Mapping[str, str], folder: Path | None = None) -> Sett
             breaker_share=read.whole("DELETE_BREAKER_SHARE", 10, least=0, most=100) / 100,
         ),
         events=_events(read),
+        traces=_traces(read),
         reconcile_interval_s=read.whole("RECONCILE_INTERVAL_S", 21_600, least=0, most=31_536_000),
         database_url=read.database_url("DATABASE_URL", "sqlite:///data/replicator.db"),
         log_format=read.choice("LOG_FORMAT", ("text", "json")),
+        platform=next((each for name, each in PLATFORMS.items() if read.text(name, "")), ""),
     )
     if settings.copy.whole_max_bytes > settings.copy.memory_budget_bytes:
         read.problems.append("WHOLE_OBJECT_MAX_MIB must not be larger than MEMORY_BUDGET_MIB")
@@ -213,6 +235,17 @@ def _events(read: Variables) -> EventsSettings | None:
     subject = read.nats_subject("EVENTS_SUBJECT", "minio.events")
     ca_file = read.text("SSL_CERT_FILE", certifi.where())
     return EventsSettings(servers=servers, subject=subject, ca_file=ca_file) if servers else None
+
+
+def _traces(read: Variables) -> TracesSettings | None:
+    endpoint = read.text("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+    if not endpoint:
+        return None
+    return TracesSettings(
+        endpoint=read.http_url("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
+        headers=read.pairs("OTEL_EXPORTER_OTLP_HEADERS"),
+        service_name=read.text("OTEL_SERVICE_NAME", "minio-replicator"),
+    )
 
 
 def _environment_target(read: Variables) -> StoreSettings:

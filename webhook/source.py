@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from webhook.errors import SourceChanged, StoreFailed
+from webhook.errors import SourceChanged, StoreError, StoreFailed
 from webhook.layout import Part, count
 from webhook.listing import Page
 from webhook.objects import ObjectInfo
@@ -70,6 +70,13 @@ class Source:
     def buckets(self) -> list[str]:
         """The names of all buckets that the credentials may see. Raises: StoreError."""
         return self._store.buckets()
+
+    def tells_of_changes(self, bucket: str) -> bool | None:
+        """Whether anybody is notified of what changes in the bucket; None where the source does not say."""
+        try:
+            return self._store.has_notification(bucket)
+        except StoreError:
+            return None
 
     def check(self, bucket: str) -> None:
         """Raises StoreError unless the bucket is there and may be asked."""

@@ -38,7 +38,7 @@ from webhook.entries import (
     Retried,
     Settled,
 )
-from webhook.tables import ENTRIES, MINUTES, QUARANTINE
+from webhook.tables import COUNTS, ENTRIES, MINUTES, QUARANTINE
 
 EVENTS_REMEMBERED = 16
 """Events of one entry whose second delivery is recognised; beyond them it costs a look at the stores."""
@@ -169,6 +169,15 @@ def count_minutes(dialect: str) -> Any:
             "objects": counts.objects + insert.excluded.objects,
             "bytes": counts.bytes + insert.excluded.bytes,
         },
+    )
+
+
+def add_counts(insert: Any) -> Any:
+    """An INSERT of counts that adds to those that are there."""
+    counts = COUNTS.c
+    return insert.on_conflict_do_update(
+        index_elements=[counts.name, counts.labels, counts.minute],
+        set_={"value": counts.value + insert.excluded.value},
     )
 
 
@@ -385,6 +394,7 @@ class Statements:
         self.finish = {kind: ForEachRow(each, engine, types=_TYPES) for kind, each in ends}
         minute = [column.name for column in MINUTES.columns]
         self.count_minutes = Compiled(count_minutes(dialect), engine, columns=minute)
+        self.add_counts = InsertRows(COUNTS, [each.name for each in COUNTS.columns], engine, add_counts)
 
 
 def ending_row(ending: Ending, now: float) -> dict[str, Any]:

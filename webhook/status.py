@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from webhook.deletes import Breaker
-from webhook.entries import LANES, STATES
+from webhook.entries import LANES, PARKED_AT, STATES
 from webhook.fleet import Fleet, Member
 from webhook.progress import LastHour, Progress, Recovery
 from webhook.reconcile import shape
-from webhook.records import Counts
+from webhook.records import Counted, Counts
 from webhook.rules import Rule
 from webhook.service import Service
 from webhook.sweeps import COUNTS, Sweep, Sweeps
+from webhook.verdict import verdicts
 from webhook.version import VERSION
 
 _NONE = {state: dict.fromkeys(LANES, 0) for state in STATES}
@@ -24,6 +25,11 @@ _NONE = {state: dict.fromkeys(LANES, 0) for state in STATES}
 def facts(service: Service) -> dict[str, Any]:
     """What GET /v1/status answers. Raises: LedgerUnavailable."""
     counted = service.records.counted()
+    found = _facts(service, counted)
+    return {"summary": verdicts(found, service.ledger.clock()), **found}
+
+
+def _facts(service: Service, counted: Counted) -> dict[str, Any]:
     return {
         "version": VERSION,
         "entries": counted.counts.get(None, _NONE),
@@ -50,6 +56,7 @@ def _rules(service: Service, counts: Counts) -> dict[str, Any]:
     recovery = progress.recovery([rule.name for rule in rules], proofs)
     hours, missed = progress.last_hour(), progress.events_missed()
     open_sweeps = {sweep.rule: sweep for sweep in sweeps.unfinished()}
+    failures = _failures(service)
     return {
         rule.name: {
             **_where(rule),
@@ -58,6 +65,8 @@ def _rules(service: Service, counts: Counts) -> dict[str, Any]:
             "last_hour": _hour(hours.get(rule.name, LastHour())),
             "entries": counts.get(rule.name, _NONE),
             "events_missed": missed.get(rule.name, 0),
+            "failures": failures.get(rule.name, []),
+            "oldest": _oldest(service.records.oldest_waiting(rule.name)),
             "sweep": sweep_facts(open_sweeps.get(rule.name) or proofs.get(rule.name)),
             "deletes": _deletes(rule, breakers.get(rule.name)),
         }
@@ -78,6 +87,26 @@ def _where(rule: Rule) -> dict[str, str]:
         "source": f"{rule.source_bucket}/{rule.prefix}",
         "target": f"{rule.target}:{rule.target_bucket}/{rule.target_prefix}",
     }
+
+
+def _failures(service: Service) -> dict[str, list[dict[str, Any]]]:
+    """rule → what its entries failed by, the most first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for each in service.records.reasons():
+        found.setdefault(each["rule"], []).append(reason_facts(each))
+    return found
+
+
+def reason_facts(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Failed entries of one rule and reason, as the API tells of them."""
+    return {**found, "since": as_time(found["since"] or None)}
+
+
+def _oldest(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    due_at = None if found["due_at"] == PARKED_AT else found["due_at"]
+    return {**found, "since": as_time(found["since"] or None), "due_at": as_time(due_at)}
 
 
 def _recovery(found: Recovery, proof: Sweep | None) -> dict[str, Any]:

@@ -117,6 +117,12 @@ class Store:
         root = answer.xml(self.place("ListBuckets", "", ""))
         return [each.text or "" for each in root.iterfind("{*}Buckets/{*}Bucket/{*}Name")]
 
+    def has_notification(self, bucket: str) -> bool:
+        """Whether the bucket is configured to tell anybody of anything. Raises: StoreError."""
+        operation = "GetBucketNotificationConfiguration"
+        answer = self.ask(operation, "GET", bucket, query=[("notification", "")])
+        return len(answer.xml(self.place(operation, bucket, ""))) > 0
+
     def check(self, bucket: str, *, setting: str) -> float:
         """Raises StoreError unless the bucket is there and may be asked; gives the store's own time, in
         seconds since 1970 and not later than it is there, 0.0 where it does not tell.

@@ -97,6 +97,10 @@ class Sweeps:
             known = self._known_shapes()
         return {name: known[name][1] for name in shapes}
 
+    def known(self) -> list[str]:
+        """The names of all rules that were ever registered."""
+        return sorted(self._known_shapes())
+
     def _known_shapes(self) -> dict[str, tuple[str, float]]:
         with self._ledger.reading() as connection:
             found = connection.execute(sa.select(RULES.c.name, RULES.c.shape, RULES.c.first_seen_at))

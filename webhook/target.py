@@ -7,6 +7,7 @@ answers.py see; all else goes the short way of `webhook.store`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from webhook.answers import boto_errors, not_s3
 from webhook.conditions import IF_MATCH, IF_NEW, Conditions
 from webhook.connections import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from webhook.errors import NoSuchKey, Place, StoreError, StoreUnavailable
+from webhook.findings import Findings
 from webhook.listing import Page
 from webhook.objects import STAMP, ObjectInfo, Properties, is_opaque
 from webhook.pace import Pace, Right, Slots
@@ -85,7 +87,7 @@ class Target:
             only_new=preset.heeds_on_complete,
             match=preset.heeds_on_complete,
         )
-        self._heeds_on_delete = preset.heeds_on_delete
+        self.deletes = Conditions(name, "DeleteObject", only_new=False, match=preset.heeds_on_delete)
         self._client = boto3.session.Session().client(
             "s3",
             endpoint_url=settings.endpoint_url,
@@ -111,6 +113,32 @@ class Target:
     def limit(self) -> int | None:
         """How many requests are sent at once at most now, because the target was busy; None: no limit."""
         return self._pace.limit
+
+    @property
+    def store(self) -> Store:
+        """For requests that no copy needs; they are paced like all others."""
+        return self._store
+
+    def expect(self, findings: Findings) -> None:
+        """Takes what was found out before."""
+        self.wants_digests |= findings.wants_digests
+        for conditions in self._conditions:
+            for name in (IF_NEW, IF_MATCH):
+                if (heeds := findings.conditions.get(f"{conditions.operation} {name}")) is not None:
+                    conditions.expect(name, heeds=heeds)
+
+    def learned(self) -> Findings:
+        """What this process has seen of it."""
+        heeds = {
+            f"{conditions.operation} {name}": heeds
+            for conditions in self._conditions
+            for name, heeds in conditions.learned.copy().items()
+        }
+        return Findings(conditions=heeds, wants_digests=self.wants_digests)
+
+    @property
+    def _conditions(self) -> tuple[Conditions, ...]:
+        return self.puts, self.completions, self.deletes
 
     def close(self) -> None:
         """Closes the connections that are not in use."""
@@ -284,11 +312,12 @@ class Target:
         """Deletes the object, of stores that are known to heed it only the one of this ETag; one that is gone
         already is fine. Raises: TargetChanged, StoreError.
         """
-        condition = {IF_MATCH: f'"{etag}"'} if etag and self._heeds_on_delete else {}
-        try:
-            self._store.ask("DeleteObject", "DELETE", bucket, key, headers=condition, permit=permit)
-        except NoSuchKey:
-            pass
+
+        def send(condition: Mapping[str, str]) -> None:
+            with contextlib.suppress(NoSuchKey):
+                self._store.ask("DeleteObject", "DELETE", bucket, key, headers=condition, permit=permit)
+
+        self.deletes.send(etag or None if self.deletes.match else None, send)
 
     def page(self, bucket: str, prefix: str, *, token: str = "") -> Page:
         """A page of the bucket's listing; see `Store.page`. Raises: StoreError."""

@@ -57,6 +57,15 @@ class Variables:
             return ""
         return self._parsed(name, value, _endpoint_url, 'must be like "https://host:9000"', "")
 
+    def http_url(self, name: str, value: str) -> str:
+        """A URL that may have a path, but neither a login nor a query."""
+        return self._parsed(name, value, _http_url, 'must be like "https://host:4318"', "")
+
+    def pairs(self, name: str) -> dict[str, str]:
+        """`name=value` with commas between, percent-encoded, as in W3C Baggage. No value is ever repeated."""
+        value = self.text(name, "")
+        return self._parsed(name, value, _pairs, 'must be like "name=value,other=value"', {})
+
     def names(self, name: str, problem_of: Callable[[str], str | None]) -> tuple[str, ...]:
         """What stands between commas and spaces, each once; none that `problem_of` objects to."""
         value = self.text(name)
@@ -129,6 +138,21 @@ def _endpoint_url(value: str) -> str:
         raise ValueError(value)
     standard = {"http": ":80", "https": ":443"}[parts.scheme]
     return f"{parts.scheme}://{parts.netloc.lower().removesuffix(standard)}"
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    if not usable or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("no URL")
+    return value
+
+
+def _pairs(value: str) -> dict[str, str]:
+    found = [each.partition("=") for each in value.split(",") if each.strip()]
+    if not all(name.strip() and equals for name, equals, _ in found):
+        raise ValueError("no pairs")
+    return {unquote(name.strip()).lower(): unquote(text.strip()) for name, _, text in found}
 
 
 def _nats_servers(value: str) -> NatsServers:

@@ -24,15 +24,16 @@ from collections.abc import Iterator, Sequence
 
 import structlog
 
-from webhook.attempt import Lease, Means, Task, attempt, log_ending
+from webhook import traces
+from webhook.attempt import Lease, Means, Task, attempt, count_ending, log_ending
 from webhook.clocks import elapsed_s
 from webhook.database import BUSY_TIMEOUT_S
 from webhook.entries import BACKFILL, LIVE, Claim, Ending, Released, Request
-from webhook.errors import LedgerUnavailable, StoreError
+from webhook.errors import LedgerLost, LedgerUnavailable, StoreError
 from webhook.fleet import Fleet
 from webhook.inbox import Allowance, Inbox
 from webhook.ledger import Ledger
-from webhook.processes import is_dead, own_name
+from webhook.processes import end_own, is_dead, own_name
 from webhook.progress import Progress
 from webhook.pruning import Pruner
 from webhook.rules import Rule
@@ -85,6 +86,7 @@ class Worker:
         self._pauses_s: dict[str, float] = {}
         self._wake = threading.Event()
         self._stopping = threading.Event()
+        self._is_lost = threading.Event()
         self._threads: list[threading.Thread] = []
         ledger.on_put(self._wake.set)
 
@@ -115,6 +117,11 @@ class Worker:
         threading.Thread(target=self._keep_loop, name="keeper", daemon=True).start()
         threading.Thread(target=self._tidy_loop, name="tidier", daemon=True).start()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether this process ends because the ledger that it had open is not there any more."""
+        return self._is_lost.is_set()
+
     def stop_claiming(self) -> None:
         """Takes nothing new from now on. Safe in a signal handler."""
         self._stopping.set()
@@ -131,15 +138,20 @@ class Worker:
             self._threads[-1].join(BUSY_TIMEOUT_S + 1)  # the claimer, so that nothing follows
             self._hand_back_unstarted()
             if not self._wait_until_nothing_held(self._options.drain_s):
-                with self._held_lock:
-                    for task in self._held.values():
-                        task.lease.end()
+                self._end_leases()
                 self._wait_until_nothing_held(HALT_S)
             self._done.put(None)
             self._threads[0].join(HALT_S)
             with contextlib.suppress(LedgerUnavailable):
                 self._fleet.leave(self.name)
+        with contextlib.suppress(LedgerUnavailable):
+            self._ledger.keep_counts()
         log.info("worker stopped", worker=self.name, left_running=len(self._held))
+
+    def _end_leases(self) -> None:
+        with self._held_lock:
+            for task in self._held.values():
+                task.lease.end()
 
     def _hand_back_unstarted(self) -> None:
         for task in self._inbox.empty():
@@ -247,6 +259,8 @@ class Worker:
             try:
                 held = self._ledger.finish(endings)
                 lost = self._ask_again_for_lost(endings) if held < len(endings) else set()
+            except LedgerLost:
+                raise  # there is nothing to commit to
             except LedgerUnavailable as error:
                 log.warning("cannot settle", entries=len(batch), error=error.message)
                 time.sleep(TROUBLE_DELAY_S)
@@ -254,7 +268,11 @@ class Worker:
                 break
         settled_at = self._ledger.clock()
         for task, ending in batch:
-            log_ending(task, ending, settled_at=settled_at, is_lost=_id(task.claim) in lost)
+            is_lost = _id(task.claim) in lost
+            log_ending(task, ending, settled_at=settled_at, is_lost=is_lost)
+            if not is_lost:
+                count_ending(self._ledger.meter, task, ending, settled_at=settled_at)
+                traces.attempt(ending, began_at=task.began_at, ended_at=task.ended_at, settled_at=settled_at)
 
     def _ask_again_for_lost(self, endings: Sequence[Ending]) -> set[tuple[str, str, int]]:
         """What was written under a claim that somebody else took over, may have come after that one's copy:
@@ -272,6 +290,7 @@ class Worker:
                 self._keep_leases()
                 self._ledger.release_of(is_dead)
                 self._means.pauses.keep()
+                self._ledger.keep_counts()
                 if self._threads and not self._stopping.is_set():
                     limits = {name: each.limit for name, each in self._means.copiers.items()}
                     self._fleet.sign(self.name, threads=self._options.threads, limits=limits)
@@ -314,6 +333,8 @@ class Worker:
         """
         try:
             yield
+        except LedgerLost as error:
+            self._give_up(error)
         except (LedgerUnavailable, StoreError) as error:
             log.warning(trouble, error=error.message)
         except Exception:
@@ -325,6 +346,17 @@ class Worker:
         pause_s = min(longest, self._pauses_s.get(trouble, TROUBLE_DELAY_S))
         self._pauses_s[trouble] = pause_s * 2
         self._stopping.wait(pause_s * random.uniform(0.5, 1.0))  # so that a fleet does not come all at once
+
+    def _give_up(self, error: LedgerLost) -> None:
+        """Others work by the ledger that is there now, and know nothing of what this process holds: it writes
+        nothing more, and ends, to be started anew.
+        """
+        if self._is_lost.is_set():
+            return
+        self._is_lost.set()
+        log.critical("the ledger is lost", error=error.message, hint=error.hint)
+        self._end_leases()
+        end_own()
 
     def _keep_leases(self) -> None:
         with self._held_lock:
@@ -342,13 +374,15 @@ class Worker:
 
     # ── one entry ────────────────────────────────────────────────────────────────────────────────────
 
-    def replicate_now(self, rule: Rule, key: str, *, wait_s: float) -> Ending | None:
+    def replicate_now(
+        self, rule: Rule, key: str, *, wait_s: float, trace: str | None = None
+    ) -> Ending | None:
         """Copies one key for a caller that waits, under the same claim as everybody else.
 
         Where another worker has the entry, waits for it to end first. None: not done within `wait_s`.
         Raises: LedgerUnavailable.
         """
-        generation = self._ledger.put_now(Request(rule=rule.name, key=key))
+        generation = self._ledger.put_now(Request(rule=rule.name, key=key, trace=trace))
         until = time.monotonic() + wait_s
         while time.monotonic() < until:
             asked_at = elapsed_s()

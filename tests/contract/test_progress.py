@@ -26,7 +26,7 @@ from tests.contract.steps import (
 from webhook.entries import BACKFILL, LIVE, Claim
 from webhook.lags import bucket_of, upper_s
 from webhook.ledger import Ledger
-from webhook.progress import HOUR_MINUTES, KEPT_MINUTES, LastHour, Progress, Recovery
+from webhook.progress import HOUR_MINUTES, KEPT_MINUTES, LastHour, Minute, Progress, Recovery
 from webhook.sweeps import Sweep, Sweeps
 from webhook.tables import MINUTES
 
@@ -291,6 +291,27 @@ def test_what_is_older_than_an_hour_is_left_out(
     settle(ledger, clock, 1.0)
     clock.now += ago_minutes * MINUTE_S
     assert (RULE in progress.last_hour()) == (ago_minutes < HOUR_MINUTES)
+
+
+def test_the_last_hour_comes_minute_by_minute_of_all_rules(
+    progress: Progress, ledger: Ledger, clock: Clock
+) -> None:
+    first = int(clock.now // 60)
+    settle(ledger, clock, 0.5, size=5)
+    settle(ledger, clock, DAY_S, size=7, lane=BACKFILL)
+    clock.now += (HOUR_MINUTES - 1) * MINUTE_S
+    settle(ledger, clock, 2.0, size=3)
+    found = progress.by_minute()
+    assert [each.minute for each in found] == list(range(first, first + HOUR_MINUTES))
+    lag_s, later_s = upper_s(bucket_of(0.5)), upper_s(bucket_of(2.0))
+    assert found[0] == Minute(
+        minute=first, objects={LIVE: 1, BACKFILL: 1}, bytes=12, p50_s=lag_s, p99_s=lag_s
+    )
+    nothing = {LIVE: 0, BACKFILL: 0}
+    assert found[1] == Minute(minute=first + 1, objects=nothing, bytes=0, p50_s=None, p99_s=None)
+    assert (found[-1].objects[LIVE], found[-1].p99_s) == (1, later_s)
+    clock.now += MINUTE_S
+    assert progress.by_minute()[0].objects == nothing
 
 
 def test_what_a_claim_that_was_lost_did_is_counted_once(

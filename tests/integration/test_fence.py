@@ -261,7 +261,7 @@ def test_a_key_that_is_a_folder_of_other_keys_too_is_copied(scene: Scene, is_fir
 def test_a_delete_spares_what_came_after_the_look_where_the_store_heeds_that(
     scene: Scene, preset: bool, heeds: bool
 ) -> None:
-    scene.target._heeds_on_delete = preset
+    scene.target.deletes.expect(IF_MATCH, heeds=preset)
     other(scene, b"copied")
     looked_at = scene.target_head()
     assert looked_at is not None

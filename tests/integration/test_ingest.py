@@ -160,6 +160,21 @@ def test_nothing_is_acknowledged_before_the_ledger_has_committed(
     assert process.alive
 
 
+def test_with_its_ledger_lost_it_acknowledges_nothing_and_ends(
+    start: Start, jetstream: JetStream, tmp_path: Path
+) -> None:
+    path = tmp_path / "ledger.db"
+    process = start(f"sqlite:///{path}")
+    path.unlink()
+    jetstream.publish(event("a"))
+    until(lambda: not process.alive, what="it ends")
+    assert "was deleted or replaced" in lines(process, "the ledger is lost")[0]["error"]
+    assert jetstream.left() == 1
+    assert process.exit_code == 1
+    process.start()
+    until(lambda: jetstream.left() == 0, what="the next one records it")
+
+
 def test_what_a_killed_process_had_in_hand_is_delivered_to_another(
     start: Start, jetstream: JetStream, ledger: Ledger, database_url: str
 ) -> None:

@@ -13,7 +13,10 @@ from scripts.local_servers import PostgreSQL
 from tests.contract.steps import LEASE_S, RULE, Clock, ask, settled, take
 from webhook.compiled import Compiled
 from webhook.database import connect, reading
+from webhook.entries import BACKFILL
 from webhook.ledger import Ledger
+from webhook.progress import Progress
+from webhook.records import Records
 
 ROWS = 4000
 BATCH = 500
@@ -33,6 +36,22 @@ def _plan(engine: sa.Engine, statement: Compiled, **values: object) -> str:
     asked.sql = f"EXPLAIN {'QUERY PLAN ' if engine.dialect.name == 'sqlite' else ''}{statement.sql}"
     with reading(engine) as cursor:
         return "\n".join(str(line) for line in asked.run(cursor, values).fetchall())
+
+
+def _counting(folder: Path, clock: Clock) -> tuple[Ledger, list[int]]:
+    """A ledger on the engine that can count its steps, and that count, in tens."""
+    engine = connect(f"sqlite:///{folder}/ledger.db")
+    engine.dispose()
+    steps = [0]
+
+    def count() -> None:
+        steps[0] += 1
+
+    @sa.event.listens_for(engine, "connect")
+    def _count(connection: Any, _record: object) -> None:
+        connection.set_progress_handler(count, 10)
+
+    return Ledger(engine, clock=clock), steps
 
 
 @pytest.mark.parametrize(("settled_rows", "waiting_rows"), [(ROWS, BATCH), (BATCH, ROWS)])
@@ -91,19 +110,30 @@ def test_postgresql_does_not_walk_over_what_was_done_since_its_last_vacuum(
     assert pages[1] <= pages[0] + 10, "twice as much was done by then"
 
 
+def test_how_far_the_target_is_and_what_waits_longest_take_no_more_work_where_much_waits(
+    tmp_path: Path, clock: Clock
+) -> None:
+    ledger, steps = _counting(tmp_path, clock)
+    progress, records = Progress(ledger), Records(ledger)
+    work = []
+    for waiting_rows in (BATCH, ROWS):
+        since = clock.now
+        ledger.put([ask(f"sweep-{number}") for number in range(waiting_rows)], lane=BACKFILL)
+        clock.now += 1
+        _fill(ledger, settled_rows=0, waiting_rows=1)  # behind all of that
+        clock.now += 1
+        steps[0] = 0
+        found = progress.recovery([RULE], {})[RULE]
+        assert (found.by_events, found.lag_s) == (since, 1.0)
+        assert records.oldest_waiting(RULE) is not None
+        work.append(steps[0])
+        ledger.finish([settled(claim) for claim in take(ledger, 2 * ROWS)])
+    ledger.close()
+    assert work[1] < work[0] * 1.5, work
+
+
 def test_a_batch_is_as_much_work_at_the_end_as_at_the_start(tmp_path: Path, clock: Clock) -> None:
-    engine = connect(f"sqlite:///{tmp_path}/ledger.db")  # the engine that can count its steps
-    engine.dispose()
-    steps = [0]
-
-    def count() -> None:
-        steps[0] += 1
-
-    @sa.event.listens_for(engine, "connect")
-    def _count(connection: Any, _record: object) -> None:
-        connection.set_progress_handler(count, 10)
-
-    ledger = Ledger(engine, clock=clock)
+    ledger, steps = _counting(tmp_path, clock)
     _fill(ledger, settled_rows=0, waiting_rows=ROWS)
     work = []
     steps[0] = 0

@@ -30,7 +30,7 @@ from scripts.local_service import API_TOKEN, Replicator
 from tests.proxy import Exchange, Proxy, answering, drop
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("upload_to_minio", "list_buckets_and_objects", "delete_bucket", "replicate_one")
+SCRIPTS = ("upload_to_minio", "list_buckets_and_objects", "delete_bucket", "replicate_one", "doctor")
 RUN_BOUND_S, POLL_S = 60.0, 0.05
 MIB = 1024 * 1024
 ODD_KEYS = (

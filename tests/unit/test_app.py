@@ -378,7 +378,7 @@ def test_of_several_copies_the_one_that_went_worst_is_the_answer_and_all_are_tol
 ) -> None:
     by_rule = dict(zip(("photos", "raw"), kinds, strict=True))
 
-    def replicate_now(of: Rule, _key: str, *, wait_s: float) -> Ending | None:
+    def replicate_now(of: Rule, _key: str, *, wait_s: float, trace: str | None = None) -> Ending | None:
         return ending(by_rule[of.name], of.name)
 
     worker = several.application.extensions["service"].worker
@@ -433,7 +433,7 @@ def test_health_needs_no_token_and_tells_no_details(make_client: MakeClient) -> 
 
 
 def test_what_is_not_there_is_an_error_of_the_same_shape(client: FlaskClient) -> None:
-    for path in ("/", "/nothing", "/v1/", "/v1/entries/default/", "//", "/minio/events/"):
+    for path in ("/nothing", "/v1/", "/v1/entries/default/", "/minio/events/"):
         answer = client.get(path)
         assert (answer.status_code, error_of(answer)["code"]) == (404, "not_found"), path
         assert error_of(answer)["hint"]

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from tests.unit.test_app import API, EVENTS, HOOK, TOKENS, MakeClient, body_of, error_of, opened, record
-from webhook.entries import BACKFILL, Buried, Claim, Deferred, Held, Request, Settled
+from webhook.entries import BACKFILL, Buried, Claim, Deferred, Held, Misfit, Request, Settled
 from webhook.fleet import Fleet
 from webhook.ledger import Ledger
 from webhook.service import Service
@@ -140,7 +141,7 @@ def test_a_body_that_is_no_json_object_is_refused(client: FlaskClient, path: str
 
 @pytest.mark.parametrize("path", [*TAKES_BODY, "/v1/failures", "/v1/sweeps?"])
 def test_narrowing_by_something_else_is_refused(client: FlaskClient, path: str) -> None:
-    wrong: list[dict[str, Any]] = [{"key": "a"}, {"limit": "1"}, {"rule": "a\0"}, {"rule": "x" * 1025}]
+    wrong: list[dict[str, Any]] = [{"keys": "a"}, {"limits": "1"}, {"rule": "a\0"}, {"rule": "x" * 1025}]
     if path in TAKES_BODY:
         wrong += [{"rule": 7}, {"rule": None}, {"rule": ["default"]}, {"rule": "\ud800"}, {"prefix": True}]
     for asked in wrong:
@@ -229,7 +230,7 @@ def test_failures_are_listed_and_tried_again_as_far_as_asked_for(client: FlaskCl
         assert client.post("/v1/failures/retry", json=narrowed).json == {"retried": count}
     bury(client, "again")
     assert client.post("/v1/failures/retry").json == {"retried": 1}
-    assert client.get("/v1/failures").json == {"failures": []}
+    assert client.get("/v1/failures").json == {"failures": [], "next": None}
 
 
 @pytest.mark.parametrize("text", ["\ud800", "\0", "x" * 100_000])
@@ -261,6 +262,8 @@ def test_before_anything_happened_the_status_claims_nothing(client: FlaskClient)
         "last_hour": {"objects": 0, "bytes": 0, "lag_s": {"p50": None, "p95": None, "p99": None}},
         "entries": dict.fromkeys(states, NONE),
         "events_missed": 0,
+        "failures": [],
+        "oldest": None,
         "sweep": None,
         "deletes": {"propagated": False, "pending": 0, "held": 0, "breaker": None},
     }
@@ -497,3 +500,119 @@ def test_a_tripped_breaker_without_deletes_is_closed_by_a_decision(client: Flask
     assert rule_of(client)["deletes"]["breaker"]["reason"] == "the source lists no object at all"
     assert client.post("/v1/deletes/discard").json == {"discarded": {"default": 0}}
     assert rule_of(client)["deletes"]["breaker"] is None
+
+
+# ── pages of the record ──────────────────────────────────────────────────────────────────────────────
+
+
+def pages(client: FlaskClient, path: str, name: str, **asked: Any) -> list[Any]:
+    """What all pages hold together."""
+    found: list[Any] = []
+    for _ in range(100):
+        answer = client.get(path, query_string=asked)
+        assert answer.status_code == 200, answer.text
+        found += answer.json[name]
+        if (cursor := answer.json["next"]) is None:
+            return found
+        asked["cursor"] = cursor
+    raise AssertionError("the pages do not end")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 100])
+def test_entries_failures_and_quarantine_are_listed_page_by_page(client: FlaskClient, limit: int) -> None:
+    for key in ("a/1", "a/ö%", "b"):
+        client.post(EVENTS, data=body_of(record(quote(key))))
+    for key in ("f/1", "f/2", "f/3"):
+        bury(client, key)
+    for body in ({}, {"a": 1}, {"b": 2}):
+        client.post(EVENTS, data=json.dumps(body).encode())
+    keys = [each["key"] for each in pages(client, "/v1/entries", "entries", limit=limit)]
+    assert keys == ["a/1", "a/ö%", "b", "f/1", "f/2", "f/3"]
+    found = pages(client, "/v1/entries", "entries", limit=limit, contains="ö%")
+    assert [each["key"] for each in found] == ["a/ö%"]
+    found = pages(client, "/v1/entries", "entries", limit=limit, state="failed", prefix="f/")
+    assert [each["key"] for each in found] == ["f/1", "f/2", "f/3"]
+    assert len(pages(client, "/v1/failures", "failures", limit=limit)) == 3
+    records = pages(client, "/v1/quarantine", "records", limit=limit)
+    assert len({each["record_id"] for each in records}) == 3
+    assert all(TIME.fullmatch(each["last_seen_at"]) for each in records)
+
+
+@pytest.mark.parametrize("key", ["..", "a/../b", "a//b", "/", "a?b#c", "%2e%2e", "<script>"])
+def test_any_key_can_be_asked_for_exactly(client: FlaskClient, key: str) -> None:
+    bury(client, key)
+    bury(client, key + "x")
+    (found,) = client.get("/v1/entries", query_string={"key": key}).json["entries"]
+    assert (found["key"], found["state"]) == (key, "failed")
+    assert client.get("/v1/entries", query_string={"key": key, "rule": "other"}).json["entries"] == []
+    assert client.post("/v1/failures/retry", json={"key": key}).json == {"retried": 1}
+    assert [each["key"] for each in client.get("/v1/failures").json["failures"]] == [key + "x"]
+
+
+@pytest.mark.parametrize("path", ["/v1/entries", "/v1/failures", "/v1/quarantine"])
+def test_a_cursor_or_a_limit_that_is_none_is_refused(client: FlaskClient, path: str) -> None:
+    cursors = ("x", "", "W10=", "WyJhIl0=", "WzEsMl0=", "bnVsbA==", "é", "=" * 9)
+    for asked in [{"cursor": each} for each in cursors] + [
+        {"limit": each} for each in ("0", "-1", "x", "9999", "²")
+    ]:
+        answer = client.get(path, query_string=asked)
+        assert (answer.status_code, error_of(answer)["code"]) == (400, "bad_request"), asked
+        assert error_of(answer)["hint"]
+
+
+def test_reasons_are_counted_the_most_first(client: FlaskClient) -> None:
+    for key in ("a", "b"):
+        bury(client, key)
+    (found,) = client.get("/v1/failures/reasons").json["reasons"]
+    assert found["number"] == 2
+    assert found["rule"] == "default"
+    assert client.get("/v1/failures/reasons?prefix=b").json["reasons"][0]["number"] == 1
+    assert client.get("/v1/failures/reasons?rule=other").json["reasons"] == []
+
+
+# ── pauses and quarantine ────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_rule_is_paused_and_resumed_also_before_its_first_sweep(client: FlaskClient) -> None:
+    answer = client.post("/v1/pause", json={"rule": "default"})
+    assert answer.json["changed"] == ["default"]
+    assert TIME.fullmatch(answer.json["paused"]["default"])
+    assert (
+        client.get("/v1/status").json["rules"]["default"]["paused_since"] == answer.json["paused"]["default"]
+    )
+    assert client.post("/v1/pause").json["changed"] == [], "it is paused already"
+    assert client.post("/v1/resume").json == {"changed": ["default"], "paused": {}}
+    assert client.post("/v1/resume", json={"rule": "default"}).json["changed"] == []
+    for path in ("/v1/pause", "/v1/resume"):
+        assert error_of(client.post(path, json={"rule": "nobody's"}))["code"] == "bad_request"
+
+
+def test_what_is_in_quarantine_is_tried_again_or_dropped(client: FlaskClient) -> None:
+    client.post(EVENTS, data=b"{}")
+    client.post(EVENTS, data=b'{"Records": 7}')
+    client.post(EVENTS, data=body_of({"eventName": "s3:ObjectCreated:Put"}))
+    ids = [each["record_id"] for each in client.get("/v1/quarantine").json["records"]]
+    assert len(ids) == 3
+    assert error_of(client.post("/v1/quarantine/discard"))["code"] == "bad_request"
+    assert client.post("/v1/quarantine/retry", json={"all": True}).json == {
+        "accepted": 0,
+        "ignored": 0,
+        "kept": 3,
+    }
+    assert client.post("/v1/quarantine/discard", json={"record_id": ids[0]}).json == {"discarded": 1}
+    assert client.post("/v1/quarantine/discard", json={"record_id": ids[0]}).json == {"discarded": 0}
+    assert client.post("/v1/quarantine/discard", json={"all": True}).json == {"discarded": 2}
+    assert client.get("/v1/quarantine").json == {"records": [], "next": None}
+
+
+def test_a_record_that_can_be_read_by_now_is_asked_for_and_leaves_the_quarantine(client: FlaskClient) -> None:
+    ledger_of(client).put(
+        [], [Misfit(record_id="id", reason="of an older release", raw=json.dumps(record("k")))]
+    )
+    assert client.post("/v1/quarantine/retry", json={"record_id": "id"}).json == {
+        "accepted": 1,
+        "ignored": 0,
+        "kept": 0,
+    }
+    assert client.get("/v1/entries/default/k").json["state"] == "waiting"
+    assert client.get("/v1/quarantine").json["records"] == []

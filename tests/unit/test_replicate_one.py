@@ -279,7 +279,7 @@ def test_settings_that_cannot_be_used_are_named(
 def test_the_proxy_of_the_environment_is_for_https_alone(variables: dict[str, str]) -> None:
     variables["https_proxy"] = "http://proxy:3128"
     for url, proxies in (("https://host", {"https": "http://proxy:3128"}), (URL, {})):
-        asked = replicate_one.Service(url=url, token=TOKEN, ca_file=None, more={})
+        asked = replicate_one.Service(url=url, token=TOKEN, ca_file=None)
         assert TOKEN not in repr(asked)
         with asked.session() as session:
             assert (session.proxies, session.trust_env) == (proxies, False)

@@ -402,7 +402,7 @@ def test_the_example_of_the_environment_has_no_problems(tmp_path: Path) -> None:
         {
             name: value
             for name, value in values.items()
-            if name.startswith(("MINIO", "FILEBASE", "SSL", "EVENTS"))
+            if name.startswith(("MINIO", "FILEBASE", "SSL", "EVENTS", "OTEL"))
         }
     )
 
@@ -460,3 +460,33 @@ def test_a_subject_is_words_with_dots(environ: dict[str, str], value: str) -> No
     (problem,) = problems(environ | {"EVENTS_SUBJECT": value})
     assert problem.startswith("EVENTS_SUBJECT must be words")
     assert settings.from_environ(environ | {"EVENTS_SUBJECT": "a-1.B_2.c"}).events is None
+
+
+def test_traces_are_sent_where_it_is_said_and_the_headers_are_secret(environ: dict[str, str]) -> None:
+    assert settings.from_environ(environ).traces is None
+    said = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector:4318/tenant",
+        "OTEL_EXPORTER_OTLP_HEADERS": "Authorization=Bearer%20s3cr3t, x-team=a=b",
+    }
+    traces = settings.from_environ(environ | said).traces
+    assert traces is not None
+    assert traces.endpoint == "https://collector:4318/tenant"
+    assert traces.headers == {"authorization": "Bearer s3cr3t", "x-team": "a=b"}
+    assert "s3cr3t" not in repr(traces)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("OTEL_EXPORTER_OTLP_ENDPOINT", each) for each in ("collector:4318", "grpc://c:1", "http://u:p@c")),
+        *(("OTEL_EXPORTER_OTLP_HEADERS", each) for each in ("s3cr3t", "=s3cr3t", "a=b,s3cr3t")),
+    ],
+)
+def test_what_cannot_be_sent_to_is_reported_without_a_secret(
+    environ: dict[str, str], name: str, value: str
+) -> None:
+    said = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"} | {name: value}
+    with pytest.raises(SettingsError) as raised:
+        settings.from_environ(environ | said)
+    assert f"{name} must be like" in str(raised.value)
+    assert "s3cr3t" not in str(raised.value)
