@@ -399,6 +399,17 @@ def test_the_last_hour_is_drawn_and_told_in_numbers(client: FlaskClient) -> None
         assert f'role="img" aria-label="{chart.title}, {chart.unit}' in page
 
 
+def test_workers_and_targets_are_told_with_their_limits(make_client: MakeClient) -> None:
+    client = make_client(TARGET_MAX_RPS="1500")
+    fleet = Fleet(ledger_of(client))
+    for number, limit in enumerate((3, 4, None)):
+        fleet.sign(f"host-{number}:1:2:3", threads=16, limits={"filebase": limit})
+    read = text_of(client.get("/"))
+    assert "host-1 pid 1 alive 16" in read
+    assert "Target filebase : slowed down to 7 requests at once, by 2 processes" in read
+    assert "Settings: 1,500 requests and any amount of data a second." in read
+
+
 def test_rules_come_in_pages_those_that_need_a_person_first(make_client: MakeClient, tmp_path: Path) -> None:
     number = PAGE_RULES + 7
     buckets = ", ".join(f'"bucket-{each:03}"' for each in range(number))
@@ -547,6 +558,9 @@ def test_long_lists_come_in_pages(client: FlaskClient) -> None:
         seen = [set(re.findall(r"k\d{3}", text_of(page))) for page in (first, second)]
         assert seen[0] | seen[1] >= set(keys)
         assert len(seen[1]) == 5
+    astray = client.get("/objects?q=k&_external=1&_scheme=javascript&_anchor=x&endpoint=y")
+    (on,) = re.findall(r'href="([^"]*cursor=[^"]+)"', astray.text)
+    assert re.fullmatch(r"/objects\?q=k&amp;cursor=[\w%=-]+", on)
 
 
 @pytest.mark.parametrize(
