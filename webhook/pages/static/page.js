@@ -4,6 +4,7 @@
 (() => {
   const EVERY_MS = 5000;
   const PATIENCE_MS = 10000;
+  const SELECTED_MS = 60000;
   const hasParts = () => document.querySelector("[data-part]") !== null;
   const unreachable = document.getElementById("unreachable");
   let lastAnswerAt = new Date();
@@ -39,8 +40,10 @@
   function isInUse(part) {
     const selection = document.getSelection();
     const isSelected = selection && !selection.isCollapsed && selection.containsNode(part, true);
+    part.selectedAt = isSelected ? part.selectedAt || Date.now() : 0;
+    const isHeld = isSelected && Date.now() - part.selectedAt < SELECTED_MS; // then it is too old to be left
     const field = document.activeElement;
-    return isSelected || (part.contains(field) && field.matches("input, select, textarea"));
+    return isHeld || (part.contains(field) && field.matches("input, select, textarea"));
   }
 
   // Which element it is among those of its kind: the new part has it in the same place, as a rule.
@@ -139,7 +142,7 @@
   if (hasParts()) {
     offerToStop();
     // between the press of a button and its release, it must stay the same button
-    document.addEventListener("pointerdown", () => { isPressed = true; });
+    document.addEventListener("pointerdown", (event) => { isPressed = event.button === 0; });
     for (const name of ["pointerup", "pointercancel"]) document.addEventListener(name, () => { isPressed = false; });
     document.addEventListener("visibilitychange", () => { if (!document.hidden) round(); });
     timer = setTimeout(round, EVERY_MS);
