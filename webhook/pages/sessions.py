@@ -17,12 +17,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from urllib.parse import urlsplit
 
 from flask import Request, Response
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
-from webhook.callers import Unauthorized, is_from_here
+from webhook.callers import Unauthorized, is_from_here, is_own_name
 from webhook.errors import BadRequest
 
 SESSION_S = 12 * 3600
@@ -30,7 +29,6 @@ SESSION_S = 12 * 3600
 FAILURES_MAX, FAILURES_S, PEERS_MAX = 5, 60.0, 1000
 """So many wrong tokens may come from one address in this time, and so many addresses are remembered."""
 TOKEN_FIELD = "token_of_form"  # noqa: S105 - a name
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ class Sessions:
         session = self.read(request)
         if self.needs_sign_in:
             return session if session and session.is_signed_in else None
-        if not is_from_here() or (_host(request.host) not in LOOPBACK_NAMES):
+        if not is_from_here() or not is_own_name(request.host):
             raise Unauthorized(
                 "API_TOKEN is not set, so only callers on the service's own machine are let in, as localhost",
                 hint="Set API_TOKEN on the service, and sign in with it.",
@@ -193,13 +191,6 @@ def _set_cookie(request: Request, response: Response, name: str, text: str, *, m
     response.set_cookie(
         name, text, max_age=max_age, path="/", secure=_is_https(request), httponly=True, samesite="Strict"
     )
-
-
-def _host(netloc: str) -> str:
-    try:
-        return (urlsplit(f"//{netloc}").hostname or "").rstrip(".")
-    except ValueError:
-        return ""
 
 
 def _is_same_origin(request: Request) -> bool:
