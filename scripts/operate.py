@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import requests
 from rich.console import RenderableType
+from rich.padding import Padding
 
 from scripts import operate_views as views
 from scripts.ask_service import MEANS_WRONG_USE, SETTINGS, Service, add_url, ask, read_service
@@ -282,9 +283,9 @@ def _all_or(options: argparse.Namespace, is_narrowed: bool, what: str) -> None:
 
 
 def show(screen: Screen, what: RenderableType) -> None:
-    """A table for people."""
+    """A table for people, between empty lines."""
     if not screen.as_json:
-        views.console().print(what)
+        views.console().print(Padding(what, (1, 0)))
 
 
 # ── options ──────────────────────────────────────────────────────────────────────────────────────────

@@ -79,7 +79,7 @@ def sentences(facts: Facts, rule: str | None = None) -> Iterator[tuple[Facts, st
 
 def table(*header: str, rows: Sequence[Sequence[object]], numbers: int = 0) -> Table:
     """Rows below a header, the last `numbers` columns to the right."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for at, name in enumerate(header):
         is_number = at >= len(header) - numbers
         made.add_column(name, justify="right" if is_number else "left", overflow="fold", no_wrap=is_number)
@@ -91,7 +91,7 @@ def table(*header: str, rows: Sequence[Sequence[object]], numbers: int = 0) -> T
 def rules_table(facts: Facts, rule: str | None = None) -> Table:
     """A row for each rule."""
     rows = [_rule_row(name, each) for name, each in facts["rules"].items() if rule in (None, name)]
-    header = ("rule", "proved", "by events", "lag", "waiting", "running", "failed", "held", "in 1 h", "p99")
+    header = ("rule", "proved", "by events", "lag", "waits", "runs", "failed", "held", "in 1 h", "p99")
     return table(*header, rows=rows, numbers=7)
 
 
@@ -157,11 +157,11 @@ def records_table(records: Sequence[Facts]) -> Table:
 
 
 def short(at: str | None) -> str:
-    """A time of the service: "06:12:44" today, with the date on other days; "–" for none. UTC."""
+    """A time of the service, UTC: "06:12:44" today, "11-24 23:59" on other days; "–" for none."""
     if at is None:
         return "–"
-    date, time, _ = moment(at).split()
-    return time if date == f"{datetime.now(UTC):%Y-%m-%d}" else f"{date} {time}"
+    date, clock, _ = moment(at).split()
+    return clock if date == f"{datetime.now(UTC):%Y-%m-%d}" else f"{date[5:]} {clock[:5]}"
 
 
 # ── one key ──────────────────────────────────────────────────────────────────────────────────────────

@@ -115,7 +115,8 @@ class View:
                 parts.append(Text(f"→ {help_text}"))
         lag_s = max((each["lag_s"] for each in self.status["rules"].values()), default=0.0)
         parts.append(Text(f"\nlast minute: {self.rates.told()}    lag: {duration(lag_s)}    q ends"))
-        parts += [self._rules(), self._workers(), *self._sweeps(), *self._failures()]
+        parts += [Text(), self._rules(), Text(), self._workers(), Text()]
+        parts += [*self._sweeps(), *self._failures()]
         return Group(*parts)
 
     def _rules(self) -> RenderableType:

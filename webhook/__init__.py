@@ -16,7 +16,8 @@ The flow, in reading order:
                   postgresql.py: what is PostgreSQL's own; clocks.py: a time that all machines agree on;
                   wakeups.py: words between processes; together.py: many puts in one transaction;
                   pruning.py: old records dropped; pauses.py: rules that a person has stopped;
-                  records.py: the record in pages and numbers, for people)
+                  records.py: the record in pages and numbers, for people; quarantine.py: what nobody
+                  could act on)
  6. worker.py     the threads that claim, copy and settle (inbox.py: live work first; processes.py: which
                   process is which; fleet.py: which of them are there; service.py: what one is made of;
                   startcheck.py, disks.py: what it finds when it starts; supervisor.py: several under one)
@@ -36,8 +37,9 @@ The flow, in reading order:
 13. progress.py   how far the target is complete, how fast changes get there (lags.py: in few numbers)
 14. metrics.py    the same in numbers, for Prometheus (meter.py: what a process counted;
                   traces.py: one change, step by step, for OpenTelemetry)
-15. operating.py  looking at what happened, and operating it (status.py: how it all stands; pages/: the same
-                  for people, in a browser)
+15. operating.py  looking at what happened, and operating it (status.py: how it all stands; verdict.py: in
+                  sentences; paging.py: page by page; openapi.py, schemas.py: the description of it all;
+                  pages/: the same for people, in a browser)
 16. retry.py      what to do about an error
 17. errors.py     all errors there are
 18. logs.py       one line for each thing that happened

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import select
+import signal
 import subprocess
 import sys
+import termios
+import tty
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -101,6 +108,67 @@ def test_a_pause_keeps_what_is_written_and_its_end_copies_it(stack: Callable[...
     assert operate(running, "resume", "--all")[0] == 0
     running.wait_until_settled(entries=20, bound_s=BOUND_S)
     assert running.compare().ok
+
+
+@pytest.mark.parametrize("pressed", [b"q", b"\x03"])
+def test_the_live_view_ends_by_a_key_and_leaves_the_terminal_as_it_was(
+    stack: Callable[..., Stack], pressed: bytes
+) -> None:
+    running = stack()
+    running.put("k", b"x")
+    running.wait_until_settled(entries=1, bound_s=BOUND_S)
+    running.sweep()
+    parent, child = pty.openpty()
+    tty.setcbreak(child)  # no Enter is needed here, whatever the script does
+    termios.tcsetwinsize(child, (24, 80))
+    before = termios.tcgetattr(child)
+    command = [sys.executable, str(ROOT / "scripts/operate.py"), "watch", "--url", running.service.url]
+    environ = {"API_TOKEN": API_TOKEN, "PATH": "/usr/bin:/bin", "TERM": "xterm"}
+    shown = b""
+    with subprocess.Popen(
+        command, stdin=child, stdout=child, stderr=child, env=environ, preexec_fn=_own_terminal
+    ) as watching:
+        try:
+            while b"Target complete up to" not in shown or b"process" not in shown:
+                assert select.select([parent], [], [], BOUND_S)[0], shown
+                shown += os.read(parent, 65536)
+            os.write(parent, pressed)
+            until(lambda: _read(parent) and watching.poll() is not None, bound_s=BOUND_S, what="it has ended")
+        finally:
+            watching.kill()
+    assert watching.returncode == 0
+    assert b"Traceback" not in shown
+    assert termios.tcgetattr(child) == before
+    os.close(parent)
+    os.close(child)
+
+
+def _own_terminal() -> None:
+    """In the child: the terminal's Ctrl-C is for it."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def _read(terminal: int) -> bool:
+    """Takes what is written meanwhile, so that nobody waits to write more."""
+    while select.select([terminal], [], [], 0)[0]:
+        os.read(terminal, 65536)
+    return True
+
+
+def test_without_a_terminal_the_live_view_is_a_line_each_time(stack: Callable[..., Stack]) -> None:
+    running = stack()
+    command = [sys.executable, str(ROOT / "scripts/operate.py"), "watch", "--url", running.service.url]
+    environ = {"API_TOKEN": API_TOKEN, "PATH": "/usr/bin:/bin"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ
+    ) as watching:
+        assert watching.stdout
+        lines = [watching.stdout.readline() for _ in range(2)]
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate(timeout=BOUND_S)
+    assert (watching.returncode, errors) == (0, "")
+    assert all("nothing is proved yet" in line for line in lines)
 
 
 def test_what_is_in_quarantine_is_shown_and_dropped(stack: Callable[..., Stack]) -> None:

@@ -70,6 +70,13 @@ def test_the_failures_asked_for_are_revived_and_no_others(
     assert failed.revive(**narrowed) == 0
 
 
+def test_one_key_is_revived_and_not_those_that_begin_with_it(failed: Ledger) -> None:
+    bring_to(failed, "failed", ask("a/1/more"))
+    assert failed.revive(key="a/1", rule=RULE, error_code="target_store_denied") == 0
+    assert failed.revive(key="a/1") == 2
+    assert sorted((claim.rule, claim.key) for claim in take(failed)) == [(RULE, "a/1"), ("other", "a/1")]
+
+
 @pytest.mark.parametrize("text", ["\0", "a\0b", "x" * 100_000, "%" * 60_000])
 def test_looking_for_what_cannot_be_there_finds_nothing(failed: Ledger, text: str) -> None:
     assert failed.failures(prefix=text) == []

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.contract.steps import RULE, Clock, ask, bring_to, buried, row
+from tests.contract.steps import RULE, Clock, ask, bring_to, buried, deferred, retried, row, take_one
 from webhook import records
-from webhook.entries import Misfit
+from webhook.entries import BACKFILL, Misfit
 from webhook.ledger import Ledger
 from webhook.records import Records
 
@@ -91,6 +91,46 @@ def test_reasons_say_how_many_failed_by_each(filled: Ledger, clock: Clock) -> No
         {"rule": "other", "reason": "target_store_refused", **since},
     ]
     assert [each["reason"] for each in Records(filled).reasons(rule="other")] == ["target_store_refused"]
+
+
+def test_the_rules_on_record_are_named_and_all_entries_of_one_key_found(filled: Ledger) -> None:
+    assert Records(filled).rules() == [RULE, "other"]
+    assert [each["rule"] for each in Records(filled).of_key("a/1")] == [RULE, "other"]
+    assert Records(filled).of_key("a/1")[0] == row(filled, "a/1")
+    assert Records(filled).of_key("a/") == []
+
+
+def test_what_has_been_unsettled_longest_is_found(ledger: Ledger, clock: Clock) -> None:
+    records = Records(ledger)
+    assert records.oldest_waiting(RULE) is None
+    for key, state in (
+        ("failed", "failed"),
+        ("first", "waiting"),
+        ("second", "running"),
+        ("done", "settled"),
+    ):
+        bring_to(ledger, state, ask(key))
+        clock.now += 10
+    ledger.put([ask("swept", event_at=clock.now)], lane=BACKFILL)
+    oldest = records.oldest_waiting(RULE)
+    assert oldest is not None
+    assert (oldest["key"], oldest["state"], oldest["since"]) == ("first", "waiting", clock.now - 30)
+    assert (oldest["error_code"], oldest["error"]) == (None, None)
+    first = take_one(ledger, "first")
+    assert first is not None
+    ledger.finish([retried(first, after_s=5.0)])
+    oldest = records.oldest_waiting(RULE)
+    assert oldest is not None
+    assert (oldest["key"], oldest["due_at"]) == ("first", clock.now + 5)
+    assert (oldest["error_code"], oldest["error"]) == ("target_store_failed", "500")
+    assert records.oldest_waiting("other") is None
+
+
+def test_a_delete_that_is_pending_is_not_what_waits(ledger: Ledger) -> None:
+    claim = bring_to(ledger, "running", ask("going"))
+    assert claim is not None
+    ledger.finish([deferred(claim)])
+    assert Records(ledger).oldest_waiting(RULE) is None
 
 
 @pytest.mark.parametrize("limit", [1, 2, 100])

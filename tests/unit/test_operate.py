@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import requests
 import responses
 from responses import matchers
 
-from scripts import operate
+from scripts import operate, operate_views
 from scripts.command_line import Code, Failure, WrongUse
+from scripts.local_service import ROOT
 
 URL = "http://127.0.0.1:8000"
 TOKEN = "s3cr3t-token"
@@ -160,6 +163,22 @@ def test_where_nobody_answers_it_says_so(
     service.get(f"{URL}/v1/status", body=requests.ConnectionError(f"refused {TOKEN}"))
     with pytest.raises(Failure, match=r"does not answer at http://127\.0\.0\.1:8000"):
         run("status")
+
+
+def documented() -> list[str]:
+    """The arguments of all commands that the documents show, and that the script itself recommends."""
+    texts = [path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
+    texts += [text.format(rule="--rule RULE") for text in operate_views.HELP.values()] + [operate.EXAMPLES]
+    shown = re.findall(r"scripts/operate\.py ([a-z][^`\n;|#]*)", "\n".join(texts))
+    return sorted({each.split(" lets them go")[0].strip() for each in shown})
+
+
+@pytest.mark.parametrize("words", documented())
+def test_each_command_that_is_recommended_gets_as_far_as_asking_the_service(
+    service: responses.RequestsMock, run: Callable[..., tuple[int, str]], words: str
+) -> None:
+    with pytest.raises(Failure, match="does not answer"):
+        run(*shlex.split(words))
 
 
 def test_the_help_of_each_command_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
