@@ -180,7 +180,10 @@ def test_a_file_that_is_deleted_under_the_running_service_is_made_anew_and_no_ev
     until(lambda: running.rule()["recovery_point"], bound_s=BOUND_S, what="a first sweep is complete again")
     running.service.kill()
     running.service.start()
-    assert running.entry("after")["outcome"] == "replicated", "the record is on disk, at its place"
+    # the sweep, or the event's second delivery, may have looked at it once more
+    assert running.entry("after")["outcome"] in ("replicated", "unchanged"), (
+        "the record is on disk, at its place"
+    )
     assert target.written == {"after": 1}
     assert running.compare().ok
     told = [line for line in running.log_lines() if line["event"] == "the ledger is lost"]
