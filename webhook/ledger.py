@@ -108,7 +108,7 @@ class Ledger:
         self._sql = statements.Statements(engine, by_place=traits(engine).is_postgresql)
         self._put_together = Together(self._put_all)
         self._taker: Taker | None = None
-        self.meter = meter.Meter()
+        self.meter = meter.Meter(self.clock)
         """What this process counts, until `keep_counts`."""
         self.live_seen_at = -math.inf
         """Monotonic time of the last look that found live work, of whichever process."""

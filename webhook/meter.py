@@ -9,9 +9,8 @@ from __future__ import annotations
 import bisect
 import json
 import threading
-import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 
 BUCKETS_S = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
@@ -20,6 +19,8 @@ BUCKETS_S = (
 """Upper ends of a histogram's buckets; one more holds what is longer."""
 SUM = "sum"
 BUCKET = "le"
+EVENTS = ("accepted", "ignored", "quarantined")
+"""What may become of a record of a notification."""
 BY_MINUTE = frozenset(("retries", "failures"))
 """Counted for each minute, too: for charts of the last hour."""
 ALL_TIME = 0
@@ -32,19 +33,23 @@ Counts = Mapping[tuple[str, Labels, int], float]
 
 
 class Meter:
-    """Counters and histograms. Thread-safe; counting takes about a microsecond."""
+    """Counters and histograms. Thread-safe; counting takes about a microsecond.
 
-    def __init__(self) -> None:
+    `clock` gives seconds since 1970, and says which minute it is.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
-        self._added: Counter[tuple[str, Labels, int]] = Counter()
+        self._added: defaultdict[tuple[str, Labels, int], float] = defaultdict(float)
 
     def count(self, name: str, by: float = 1, **labels: str) -> None:
         """Adds to a counter."""
         key = tuple(sorted(labels.items()))
+        minutes = (ALL_TIME, int(self._clock() // 60)) if name in BY_MINUTE else (ALL_TIME,)
         with self._lock:
-            self._added[name, key, ALL_TIME] += by  # type: ignore[assignment] # a Counter adds any numbers
-            if name in BY_MINUTE:
-                self._added[name, key, int(time.time() // 60)] += by  # type: ignore[assignment]
+            for minute in minutes:
+                self._added[name, key, minute] += by
 
     def observe(self, name: str, seconds: float, **labels: str) -> None:
         """Adds one duration to a histogram: to its bucket, and to its sum."""
@@ -52,10 +57,10 @@ class Meter:
         key = tuple(sorted(labels.items()))
         with self._lock:
             self._added[name, ((BUCKET, bucket), *key), ALL_TIME] += 1
-            self._added[name, ((BUCKET, SUM), *key), ALL_TIME] += seconds  # type: ignore[assignment]
+            self._added[name, ((BUCKET, SUM), *key), ALL_TIME] += seconds
 
     def events(self, **outcomes: int) -> None:
-        """Counts records of notifications by what became of them."""
+        """Counts records of notifications by what became of them: one of EVENTS."""
         for outcome, number in outcomes.items():
             if number:
                 self.count("events", number, outcome=outcome)
@@ -63,14 +68,14 @@ class Meter:
     def take(self) -> Counts:
         """What was counted since the last time; it is the caller's from now on."""
         with self._lock:
-            taken, self._added = self._added, Counter()
+            taken, self._added = self._added, defaultdict(float)
         return taken
 
     def give_back(self, counts: Counts) -> None:
         """What could not be put on record: it is taken again the next time."""
         with self._lock:
             for key, value in counts.items():
-                self._added[key] += value  # type: ignore[assignment]
+                self._added[key] += value
 
 
 def bucket_name(index: int) -> str:

@@ -6,7 +6,7 @@ Names and units follow https://prometheus.io/docs/practices/naming/.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -24,10 +24,13 @@ from prometheus_client.exposition import choose_encoder
 
 from webhook import meter
 from webhook.callers import configured, let_in, service
+from webhook.copier import OutcomeKind
 from webhook.ledger import Ledger
 from webhook.meter import ALL_TIME, BUCKET, BUCKETS_S, SUM, Labels
+from webhook.reconcile import DIFFERENCES
 from webhook.service import Service
 from webhook.status import facts
+from webhook.sweeps import Sweeps
 from webhook.tables import COUNTS
 
 PREFIX = "minio_replicator_"
@@ -67,15 +70,21 @@ class _Families:
         self._found = list(found)
 
     def collect(self) -> Iterable[Metric]:
+        """All of it."""
         return self._found
 
 
 def families(of: Service) -> Iterable[Metric]:
     """All there is to tell. Raises: LedgerUnavailable."""
-    totals = _totals(of.ledger)
-    yield from (_counter(name, totals[name]) for name in COUNTERS)
+    found, totals = facts(of), _totals(of.ledger)
+    begun = _begun(found["rules"])
+    yield from (_counter(name, begun[name] | totals[name]) for name in COUNTERS)
     yield from (_histogram(name, totals[name]) for name in HISTOGRAMS)
-    yield from _gauges(facts(of), now=of.ledger.clock())
+    yield from _gauges(found, now=of.ledger.clock())
+    ended = Sweeps(of.ledger).last_ended()
+    at: dict[tuple[str, ...], float | None] = {(rule,): ended.get(rule) for rule in found["rules"]}
+    text = "When the last sweep over all keys ended."
+    yield _gauge("last_sweep_timestamp_seconds", text, at, labels=("rule",))
 
 
 def minutes(ledger: Ledger, name: str, *, since_minute: int) -> dict[int, dict[Labels, float]]:
@@ -103,6 +112,17 @@ def _totals(ledger: Ledger) -> dict[str, dict[Labels, float]]:
         for name, labels, value in connection.execute(wanted):
             found[name][meter.labels_of(labels)] = float(value)
     return found
+
+
+def _begun(rules: Collection[str]) -> dict[str, dict[Labels, float]]:
+    """0 for all labels that are known beforehand: of a series that begins with more, that is no growth."""
+    begun: dict[str, dict[Labels, float]] = defaultdict(dict)
+    begun["events"] = {(("outcome", each),): 0.0 for each in meter.EVENTS}
+    for rule in rules:
+        begun["copied_bytes"][("rule", rule),] = 0.0
+        begun["copies"] |= {(("outcome", str(each)), ("rule", rule)): 0.0 for each in OutcomeKind}
+        begun["sweep_differences"] |= {(("kind", str(each)), ("rule", rule)): 0.0 for each in DIFFERENCES}
+    return begun
 
 
 def _counter(name: str, values: Mapping[Labels, float]) -> Metric:
@@ -207,7 +227,7 @@ _OF_RULES = (
         lambda rule, _: _seconds(rule["recovery_point_by_events"]),
     ),
     ("events_missed", "Keys with a change that no event had told of.", lambda rule, _: rule["events_missed"]),
-    ("paused", "1: a person has paused the rule.", lambda rule, _: int(bool(rule["paused_since"]))),
+    ("rule_paused", "1: a person has paused the rule.", lambda rule, _: int(bool(rule["paused_since"]))),
     (
         "delete_breaker_open",
         "1: deletes wait for a person.",

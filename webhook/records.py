@@ -189,8 +189,7 @@ class Records:
         known = self._counted
         if known is None or self._took_s <= EXACT_S:
             return self._count()
-        if time.monotonic() >= self._counts_again_at and self._counting.acquire(blocking=False):
-            self._counting.release()
+        if time.monotonic() >= self._counts_again_at and not self._counting.locked():
             self.count_beside()
         return known
 

@@ -211,6 +211,13 @@ class Sweeps:
             if name in proofs and known.get(name, ("",))[0] == shape
         }
 
+    def last_ended(self) -> dict[str, float]:
+        """rule → when its last complete sweep over all keys ended, in seconds since 1970."""
+        ended = sa.select(_ROW.rule, sa.func.max(_ROW.ended_at))
+        wanted = ended.where(_ROW.state == COMPLETE, _ROW.prefix == "").group_by(_ROW.rule)
+        with self._ledger.reading() as connection:
+            return {rule: float(at) for rule, at in connection.execute(wanted)}
+
     def _change(self, sweep: Sweep, **values: Any) -> Sweep:
         """Raises: NotOpen."""
         changed = sa.update(SWEEPS).where(_ROW.id == sweep.id, _ROW.state == OPEN).values(**values)

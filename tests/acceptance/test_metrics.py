@@ -113,4 +113,5 @@ def test_what_a_sweep_finds_is_counted_and_its_proof_is_told(stack: Callable[...
     assert value(found, "sweep_differences_total", kind="missing", **RULE) == 0
     assert value(found, "recovery_point_timestamp_seconds", **RULE) > 1_700_000_000
     assert value(found, "recovery_point_age_seconds", **RULE) < BOUND_S * 5
+    assert value(found, "last_sweep_timestamp_seconds", **RULE) > 1_700_000_000
     assert value(found, "sweep_running", **RULE) == 0

@@ -284,6 +284,22 @@ def test_only_complete_sweeps_over_all_keys_prove_anything(sweeps: Sweeps) -> No
     assert proofs(sweeps) == {RULE: newest, "other": others}
 
 
+def test_it_is_known_when_the_last_sweep_over_all_keys_ended(sweeps: Sweeps, clock: Clock) -> None:
+    sweeps.register(dict.fromkeys([RULE, "other"], "1"))
+    assert sweeps.last_ended() == {}
+    proved(sweeps)
+    clock.now += 60
+    proved(sweeps)
+    ended_at = clock.now
+    clock.now += 60
+    proved(sweeps, prefix="a/")
+    proved(sweeps, "other", prefix="a/")
+    sweeps.request(RULE, cause="interval")
+    assert sweeps.last_ended() == {RULE: ended_at}
+    sweeps.register({RULE: "2"})
+    assert sweeps.last_ended() == {}, "of a rule that says something else now"
+
+
 def test_nothing_is_proved_of_a_rule_that_was_not_registered_as_it_is(sweeps: Sweeps) -> None:
     sweeps.register({RULE: "1"})
     proof, _ = proved(sweeps), proved(sweeps, "never registered")

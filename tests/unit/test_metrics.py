@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,10 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from tests.contract.steps import ask, bring_to, buried, held, removal, retried, settled, take
 from tests.unit.test_app import AFAR, API, TOKENS, MakeClient, body_of, ledger_of, opened, record
+from tests.unit.test_attempt import ending as ending_of
 from webhook import metrics
+from webhook.answers import answered
 from webhook.attempt import Lease, Task, count_ending
 from webhook.deletes import Deletes
 from webhook.entries import Ending
+from webhook.errors import Place, ReplicatorError
 from webhook.fleet import Fleet
 from webhook.ledger import Ledger
 from webhook.meter import BUCKETS_S
@@ -105,7 +109,9 @@ def test_the_recovery_point_and_its_age_are_told_once_there_is_one(client: Flask
     age_s = one(client, "recovery_point_age_seconds", rule="default")
     assert age_s == pytest.approx(600, abs=60)
     at = one(client, "recovery_point_timestamp_seconds", rule="default")
-    assert at == pytest.approx(ledger_of(client).clock() - 600, abs=60)
+    now = ledger_of(client).clock()
+    assert at == pytest.approx(now - 600, abs=60)
+    assert one(client, "last_sweep_timestamp_seconds", rule="default") == pytest.approx(now, abs=60)
 
 
 def test_every_value_is_that_of_what_happened(client: FlaskClient) -> None:
@@ -115,6 +121,7 @@ def test_every_value_is_that_of_what_happened(client: FlaskClient) -> None:
         ("events_total", {"outcome": "ignored"}, 1),
         ("events_total", {"outcome": "quarantined"}, 1),
         ("copies_total", {"rule": "default", "outcome": "replicated"}, 1),
+        ("copies_total", {"rule": "default", "outcome": "deleted"}, 0),
         ("copied_bytes_total", {"rule": "default"}, 1500),
         ("retries_total", {"rule": "default", "reason": "target_store_failed"}, 1),
         ("failures_total", {"rule": "default", "reason": "target_store_refused"}, 2),
@@ -128,7 +135,7 @@ def test_every_value_is_that_of_what_happened(client: FlaskClient) -> None:
         ("worker_threads", {}, 20),
         ("target_requests_limit", {"target": "filebase"}, 10),
         ("delete_breaker_open", {"rule": "default"}, 1),
-        ("paused", {"rule": "default"}, 1),
+        ("rule_paused", {"rule": "default"}, 1),
         ("sweep_running", {"rule": "default"}, 0),
         ("copy_duration_seconds_count", {"rule": "default"}, 1),
         ("copy_duration_seconds_bucket", {"rule": "default", "le": "0.01"}, 0),
@@ -155,6 +162,34 @@ def test_buckets_hold_what_is_not_longer_than_their_upper_end(client: FlaskClien
     ]
     assert counts == [3, 5, len(BUCKETS_S) + 3, len(BUCKETS_S) + 4]
     assert one(client, "replication_seconds_count", rule="default") == len(BUCKETS_S) + 4
+
+
+def test_what_can_grow_is_told_before_it_does(client: FlaskClient) -> None:
+    found = samples(client)
+    of_rule = {key: value for key, value in found.items() if key[0].endswith("_total")}
+    assert set(of_rule.values()) == {0.0}
+    assert {name.removeprefix(P) for name, _ in of_rule} == {
+        *("events_total", "copies_total", "copied_bytes_total", "sweep_differences_total")
+    }
+    assert len(of_rule) == 3 + 4 + 1 + 4
+
+
+def test_reasons_are_few_whatever_a_store_says() -> None:
+    """Each is another time series: a store's own codes are told in the entry alone."""
+    strange = "".join(chr(33 + number) for number in range(90))
+    words = [each.code for each in known_errors()]
+    assert len(words) > 10
+    assert all(re.fullmatch(r"[a-z_]{1,32}", word) for word in words)
+    for side in ("source", "target"):
+        place = Place(side=side, operation="PutObject", bucket="b", key="k")
+        error = answered(500, f"<Error><Code><![CDATA[{strange}]]></Code></Error>".encode(), place, {})
+        assert error.store_code == strange
+        assert ending_of(error).error_code.removeprefix(f"{side}_") in words
+
+
+def known_errors(kind: type[ReplicatorError] = ReplicatorError) -> list[type[ReplicatorError]]:
+    """An error and all that are kinds of it."""
+    return [kind, *(each for one in kind.__subclasses__() for each in known_errors(one))]
 
 
 def test_counters_never_go_back(client: FlaskClient) -> None:
