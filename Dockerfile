@@ -8,7 +8,7 @@ COPY requirements.txt /
 # Nothing is compiled: all of it comes as wheels. pip stays outside of what is copied below.
 RUN python -m venv --without-pip /venv && \
     python -m pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check \
-        --only-binary :all: --requirement /requirements.txt
+        --only-binary :all: --require-hashes --requirement /requirements.txt
 
 FROM ${PYTHON}
 # The folder of the ledger: mount a volume here. (No VOLUME instruction: Railway refuses such images.)

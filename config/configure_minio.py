@@ -46,6 +46,9 @@ POLL_S = 1.0
 
 MINIO_NAMES = ("MINIO_ENDPOINT", "MINIO_ACCESS_KEY", "MINIO_SECRET_KEY", "MINIO_BUCKET")
 WEBHOOK_NAMES = ("WEBHOOK_URL", "WEBHOOK_AUTH_TOKEN", "WEBHOOK_QUEUE_DIR")
+SECRET_NAMES = ("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY", "WEBHOOK_AUTH_TOKEN")
+"""They may also stand in files, which NAME_FILE names."""
+SECRET_MAX_BYTES = 16_384
 # a name, or a glob
 BUCKET = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]|[a-zA-Z0-9._-]*[*?][a-zA-Z0-9._*?-]*")
 WORDS = ("MINIO_ENDPOINT", *WEBHOOK_NAMES)
@@ -57,12 +60,13 @@ HINTS = {
     "not connected to target|targets are offline": (
         "MinIO can't reach WEBHOOK_URL; start the service first, or correct the address as seen from MinIO"
     ),
-    "CERTIFICATE_VERIFY_FAILED": "MinIO's certificate isn't trusted; set SSL_CERT_FILE to its CA",
+    "CERTIFICATE_VERIFY_FAILED": "MinIO's certificate isn't trusted; set MINIO_CA_BUNDLE to its CA",
     "WRONG_VERSION_NUMBER|RECORD_LAYER": "MINIO_ENDPOINT must begin with http://, this server has no TLS",
 }
 EPILOG = f"""\
 Settings, from the environment, else from .env: {", ".join(MINIO_NAMES + WEBHOOK_NAMES)};
-optional WEBHOOK_QUEUE_LIMIT and SSL_CERT_FILE. config/minio-webhook.sh --help explains each.
+optional WEBHOOK_QUEUE_LIMIT, MINIO_CA_BUNDLE and SSL_CERT_FILE. config/minio-webhook.sh --help explains each.
+A key or token may stand in a file that NAME_FILE names, such as MINIO_SECRET_KEY_FILE.
 Where MINIO_BUCKET is not set, RULES_FILE is read: the buckets are the sources of its rules.
 
 Exit status: 0 done, 1 failed, 2 wrong use."""
@@ -89,6 +93,8 @@ class Settings:
     auth_token: str
     queue_dir: str
     queue_limit: str
+    region: str = ""
+    """Without it, MinIO is asked for each bucket's."""
 
     @property
     def has_globs(self) -> bool:
@@ -104,14 +110,17 @@ class Settings:
 
 def read_settings(*, needed: Iterable[str]) -> Settings:
     """From the environment, else from .env here or in the repository. Raises: UsageError."""
-    names = (*MINIO_NAMES, *WEBHOOK_NAMES, "WEBHOOK_QUEUE_LIMIT", "RULES_FILE")
+    secret_files = (f"{name}_FILE" for name in SECRET_NAMES)
+    names = (*MINIO_NAMES, *WEBHOOK_NAMES, *secret_files, "WEBHOOK_QUEUE_LIMIT", "RULES_FILE")
     files = (Path(".env"), Path(__file__).resolve().parent.parent / ".env")
     path = next((path for path in files if path.is_file()), None)
     from_file = dotenv_values(dotenv_path=path, interpolate=False) if path else {}
     values = {name: os.environ.get(name) or from_file.get(name) or "" for name in names}
+    found = read_secrets(values)
     where = "RULES_FILE" if values["RULES_FILE"] and not values["MINIO_BUCKET"] else "MINIO_BUCKET"
     missing = [name for name in needed if not values[where if name == "MINIO_BUCKET" else name]]
-    found = [f"not set: {', '.join(missing)} (in the environment or in .env)"] if missing else []
+    missing = [name for name in missing if not values.get(f"{name}_FILE")]  # that has been told
+    found += [f"not set: {', '.join(missing)} (in the environment or in .env)"] if missing else []
     found += problems(values)
     buckets = values["MINIO_BUCKET"].replace(",", " ").split()
     if where == "RULES_FILE":
@@ -131,6 +140,29 @@ def read_settings(*, needed: Iterable[str]) -> Settings:
         queue_dir=values["WEBHOOK_QUEUE_DIR"],
         queue_limit=values["WEBHOOK_QUEUE_LIMIT"] or str(QUEUE_LIMIT_EVENTS),
     )
+
+
+def read_secrets(values: dict[str, str]) -> list[str]:
+    """Puts in place what stands in files, as the service does, and tells what is wrong with them."""
+    found = []
+    for name in SECRET_NAMES:
+        path = Path(values[f"{name}_FILE"])
+        if not values[f"{name}_FILE"]:
+            continue
+        try:
+            if values[name]:
+                found.append(f"{name} and {name}_FILE are both set: leave one of them empty")
+            elif not path.is_file() or path.stat().st_size > SECRET_MAX_BYTES:
+                found.append(f"{name}_FILE {path} must be a file of {SECRET_MAX_BYTES} bytes at most")
+            else:
+                values[name] = path.read_text("utf-8").strip()
+                if not values[name] or not values[name].isprintable():
+                    found.append(f"{name}_FILE {path} must hold one line of text")
+        except OSError as error:
+            found.append(f"{name}_FILE {path} can't be read: {error.strerror}")
+        except UnicodeDecodeError:
+            found.append(f"{name}_FILE {path} is not UTF-8")
+    return found
 
 
 def sources_of(path: Path) -> list[str]:
@@ -197,10 +229,16 @@ class Setup:
         http = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=CONNECT_BOUND_S, read=ANSWER_BOUND_S),
             retries=urllib3.Retry(total=0),
-            ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
+            ca_certs=os.environ.get("MINIO_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or certifi.where(),
         )
         secure = url.scheme == "https"
-        self.client = Minio(endpoint=url.netloc, credentials=keys, secure=secure, http_client=http)
+        self.client = Minio(
+            endpoint=url.netloc,
+            credentials=keys,
+            secure=secure,
+            region=settings.region or None,
+            http_client=http,
+        )
         self.admin = MinioAdmin(endpoint=url.netloc, credentials=keys, secure=secure, http_client=http)
 
     def run(self) -> None:
@@ -448,11 +486,16 @@ def plan(settings: Settings, options: argparse.Namespace, buckets: Iterable[str]
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    print(printable(text), flush=True)
 
 
 def warn(text: str) -> None:
-    print(f"configure_minio: {text}", file=sys.stderr, flush=True)
+    print(f"configure_minio: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal might obey: names and words are MinIO's."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
 
 
 def seconds(text: str) -> int:

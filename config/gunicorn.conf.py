@@ -3,13 +3,18 @@
 `WEB_CONCURRENCY` sets the number of processes (gunicorn's own variable), `PORT` where they listen.
 """
 
+import contextlib
+import errno
 import os
 import signal
 import socket
+import struct
 import sys
+import time
 from typing import Any
 
 from gunicorn.glogging import Logger
+from gunicorn.workers.gthread import ThreadWorker
 
 from webhook import database, logs, settings, startcheck
 from webhook.errors import ReplicatorError
@@ -31,8 +36,53 @@ def _listen_on(port: int) -> str:
     return f"[::]:{port}"
 
 
+class BoundedWorker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
+    """gunicorn's threads, which would wait for ever for the rest of a request: a few callers that send none,
+    or are gone without a word, would have them all. It also waits for ever for one that does not read its
+    answers.
+    """
+
+    READ_S = 30.0
+    READ_BUSY_S = 2.0
+    """While all threads are taken: a good request comes at once."""
+    SEND_S = 5
+    """For the next piece of an answer to be taken."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._since: dict[Any, float] = {}
+
+    def handle(self, conn: Any) -> Any:
+        """In a thread: reads a request and answers it."""
+        self._since[conn] = time.monotonic()
+        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", self.SEND_S, 0))
+        try:
+            return super().handle(conn)
+        finally:
+            del self._since[conn]
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """In a thread: answers what was read. One that does not take it counts as gone."""
+        try:
+            return super().handle_request(req, conn)
+        except BlockingIOError:
+            raise BrokenPipeError(errno.EPIPE, "the answer is not read") from None
+
+    def murder_pending(self) -> None:
+        """In the main loop, about once a second. What was read is answered all the same."""
+        super().murder_pending()
+        running = self._since.copy()
+        bound_s = self.READ_S if len(running) < self.cfg.threads else self.READ_BUSY_S
+        for conn, since in running.items():
+            if time.monotonic() - since > bound_s:
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(conn.sock, socket.SHUT_RD)  # TLS's own would end the answer too
+
+
 bind = _listen_on(configured.web.port)
-worker_class = "gthread"
+worker_class = BoundedWorker
+forwarder_headers = ""  # no caller says by a header what the path is, not even one on this machine
+limit_request_line = 8190  # the most there is: a prefix, a part and a cursor, of 1,024 bytes each, escaped
 threads = 16
 keepalive = 75  # MinIO and proxies hold connections open; closing first costs them a failed request
 graceful_timeout = int(configured.worker.drain_s) + 10

@@ -14,6 +14,9 @@ QUEUE_LIMIT_EVENTS=100000
 EVENTS=put,delete
 ALIAS=replicator
 POLL_S=1
+SECRET_MAX_BYTES=16384
+NEWLINE='
+'
 
 work='' child='' out='' has_globs=no
 secret='' # is masked in what mc said, as MINIO_SECRET_KEY is
@@ -56,6 +59,28 @@ load() {
     eval "$1=\$value"
 }
 
+# As load; or what is in the file that $1_FILE names, from the current folder.
+load_secret() {
+    load "$1_FILE"
+    secret_file=$value
+    load "$1"
+    [ -n "$secret_file" ] || return 0
+    if [ -n "$value" ]; then
+        problem "$1 and $1_FILE are both set: leave one of them empty"
+    elif [ ! -f "$secret_file" ] || ! value=$(head -c $((SECRET_MAX_BYTES + 1)) -- "$secret_file" 2>/dev/null); then
+        problem "$1_FILE $secret_file can't be read"
+    elif [ ${#value} -gt $SECRET_MAX_BYTES ]; then
+        problem "$1_FILE $secret_file is larger than $SECRET_MAX_BYTES bytes"
+    else
+        value=$(printf '%s' "$value" | sed 's/^[[:space:]]*//; s/[[:space:]]*$//')
+        case $value in
+            '') problem "$1_FILE $secret_file is empty" ;;
+            *"$NEWLINE"*) problem "$1_FILE $secret_file must hold one line of text" ;;
+        esac
+    fi
+    eval "$1=\$value"
+}
+
 problems=''
 problem() { problems="$problems
   $*"; }
@@ -66,9 +91,12 @@ load_all() {
     needed="MINIO_ENDPOINT MINIO_ACCESS_KEY MINIO_SECRET_KEY MINIO_BUCKET $1" missing=''
     shift
     for name in MINIO_ENDPOINT MINIO_ACCESS_KEY MINIO_SECRET_KEY MINIO_BUCKET "$@" WEBHOOK_QUEUE_DIR; do
-        load "$name"
+        case $name in
+            *_KEY | *_TOKEN | EVENTS_FROM) load_secret "$name" ;;
+            *) load "$name" && secret_file='' ;;
+        esac
         case " $needed " in
-            *" $name "*) [ -n "$value" ] || missing="$missing, $name" ;;
+            *" $name "*) [ -n "$value$secret_file" ] || missing="$missing, $name" ;;
         esac
     done
     load WEBHOOK_QUEUE_LIMIT "$QUEUE_LIMIT_EVENTS"

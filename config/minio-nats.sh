@@ -39,6 +39,7 @@ Settings, from the environment, else from .env in the current folder or in the r
   NATS_ADDRESS         host:port as MinIO reaches NATS, where that is not the one in EVENTS_FROM
   WEBHOOK_QUEUE_DIR    folder on MinIO's machine that survives a restart, e.g. /data/.replicator-events
   WEBHOOK_QUEUE_LIMIT  events it may hold ($QUEUE_LIMIT_EVENTS); more are dropped by MinIO
+  NAME_FILE            a file with the value of a key, token or EVENTS_FROM, in place of NAME
   MC                   MinIO's client, if it isn't mc, mcli or minio-client on PATH
 
 mc takes NATS' password only as an argument: while it runs, other users of this machine could see it in the

@@ -47,6 +47,7 @@ Settings, from the environment, else from .env in the current folder or in the r
   WEBHOOK_AUTH_TOKEN   the token the service expects: one word
   WEBHOOK_QUEUE_DIR    folder on MinIO's machine that survives a restart, e.g. /data/.replicator-events
   WEBHOOK_QUEUE_LIMIT  events it may hold ($QUEUE_LIMIT_EVENTS); more are dropped by MinIO
+  NAME_FILE            a file with the value of a key, token or EVENTS_FROM, in place of NAME
   MC                   MinIO's client, if it isn't mc, mcli or minio-client on PATH
   SSL_CERT_FILE        the CA of a MinIO with a certificate of its own
 

@@ -14,15 +14,16 @@ from scripts.command_line import (
     CONNECT_BOUND_S,
     Failure,
     WrongUse,
-    environment,
     is_address,
     proxy_for,
+    variables,
 )
+from webhook.errors import SettingsError
 
 PORT = "8000"
 REDIRECTS = (301, 302, 303, 307, 308)
 MEANS_WRONG_USE = (400, 401, *REDIRECTS)
-SETTINGS = "API_TOKEN, as the service has it; REPLICATOR_URL, else PORT (8000) on this machine; SSL_CERT_FILE"
+SETTINGS = "API_TOKEN or API_TOKEN_FILE, as the service; REPLICATOR_URL, else PORT (8000) here; SSL_CERT_FILE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +70,21 @@ def add_url(parser: argparse.ArgumentParser) -> None:
 
 
 def read_service(url: str | None) -> Service:
-    """Where the service is, and the token; `url`: the option, if it was given. Raises: WrongUse."""
-    values = {name: value.strip() for name, value in environment().items()}
-    local = f"http://127.0.0.1:{values.get('PORT') or PORT}"
-    url = (url or values.get("REPLICATOR_URL") or local).rstrip("/")
+    """Where the service is, and the token; `url`: the option, if it was given.
+
+    Raises: WrongUse, SettingsError.
+    """
+    read = variables()
+    local = f"http://127.0.0.1:{read.text('PORT', PORT)}"
+    url = (url or read.text("REPLICATOR_URL", local)).rstrip("/")
     if not is_address(url):
         raise WrongUse('the address must be like "http://host:8000": give --url or set REPLICATOR_URL.')
-    token = values.get("API_TOKEN", "")
+    token = read.secret("API_TOKEN", "")
+    if read.problems:
+        raise SettingsError(read.problems)
     if not (token.isascii() and token.isprintable()):
         raise WrongUse("API_TOKEN must be one line of ASCII, as the service has it.")
-    return Service(url=url, token=token, ca_file=values.get("SSL_CERT_FILE"))
+    return Service(url=url, token=token, ca_file=read.text("SSL_CERT_FILE", "") or None)
 
 
 def ask(

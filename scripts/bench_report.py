@@ -84,8 +84,7 @@ def facts(command: str, load_before: Sequence[float]) -> list[tuple[str, str]]:
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor() or "unknown",
     )
-    required = (ROOT / "requirements.txt").read_text()
-    packages = [f"{name} {metadata.version(name)}" for name in PACKAGES if f"\n{name}==" in required]
+    packages = [f"{name} {metadata.version(name)}" for name in PACKAGES]
     mc = str(find_mc() or "minio-client")
     servers = [_version("juicefs", "--version"), f"SeaweedFS {_version('weed', 'version')}"]
     return [

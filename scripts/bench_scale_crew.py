@@ -126,7 +126,10 @@ def _putting(ledger: Ledger, keys: Sequence[str], batch: int) -> Iterator[int]:
     """Gives how many each call put; 0: it was refused."""
     for first in range(0, len(keys), batch):
         now, some = time.time(), keys[first : first + batch]
-        requests = [Request(rule=RULE, key=key, event_id=digest(key)[:16], event_at=now) for key in some]
+        told = [(key, digest(key)) for key in some]
+        requests = [
+            Request(rule=RULE, key=key, event_id=etag[:16], event_at=now, etag=etag) for key, etag in told
+        ]
         yield from _until_done(lambda given=requests: ledger.put(given))  # type: ignore[misc]
         yield len(some)
 

@@ -128,7 +128,7 @@ def _row(ledger: Ledger, key: str) -> dict[str, Any]:
 def _like(settled: Mapping[str, Any], key: str) -> dict[str, Any]:
     etag = digest(key)
     own = {"key": key, "recent_events": f"{etag[:16]} ", "source_etag": etag, "target_etag": etag}
-    return {**settled, **own}
+    return {**settled, **own, "told_etags": f"{etag} "}
 
 
 def _remove(url: str, keys: Sequence[str]) -> None:

@@ -23,7 +23,6 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 from xml.etree.ElementTree import ParseError
 
-import certifi
 import minio
 import urllib3
 from dotenv import dotenv_values
@@ -44,7 +43,7 @@ AHEAD = 4
 """Work taken ahead for each thread."""
 KIB = 1024
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-SOURCE_SETTINGS = "MINIO_ENDPOINT, MINIO_ACCESS_KEY, MINIO_SECRET_KEY; optional MINIO_REGION, SSL_CERT_FILE"
+SOURCE_SETTINGS = "MINIO_ENDPOINT, MINIO_ACCESS_KEY, MINIO_SECRET_KEY; optional MINIO_REGION, MINIO_CA_BUNDLE"
 COMMON_CODES = "  2    wrong use or settings\n  130  interrupted by Ctrl-C; run it again"
 
 STORE_ERRORS = (MinioException, urllib3.exceptions.HTTPError, ParseError, ValueError)
@@ -178,15 +177,20 @@ def environment() -> dict[str, str]:
     return {**values, **os.environ}
 
 
+def variables() -> Variables:
+    """A reader of the same, and of the files that NAME_FILE names. Raises: WrongUse."""
+    return Variables(environment(), Path.cwd())
+
+
 def source_settings() -> StoreSettings:
     """The source alone: the target's settings may be missing. Raises: SettingsError."""
-    read = Variables(environment())
+    read = variables()
     store = StoreSettings(
         endpoint_url=read.endpoint("MINIO_ENDPOINT"),
-        access_key=read.text("MINIO_ACCESS_KEY"),
-        secret_key=read.text("MINIO_SECRET_KEY"),
+        access_key=read.secret("MINIO_ACCESS_KEY"),
+        secret_key=read.secret("MINIO_SECRET_KEY"),
         region=read.text("MINIO_REGION", "us-east-1"),
-        ca_file=read.text("SSL_CERT_FILE", certifi.where()),
+        ca_file=settings.ca_file(read, "MINIO"),
     )
     if read.problems:
         raise SettingsError(read.problems)
@@ -319,7 +323,8 @@ def _kind(error: Exception) -> str:
 
 def _silence_hint(error: Exception) -> str:
     if _kind(error) == "SSLError":
-        return "Check whether it speaks TLS, and that SSL_CERT_FILE names its certificate authority."
+        names = "MINIO_CA_BUNDLE, FILEBASE_CA_BUNDLE or SSL_CERT_FILE"
+        return f"Check whether it speaks TLS, and that {names} names its certificate authority."
     return "Check that it runs and that its endpoint in the settings is right."
 
 

@@ -183,6 +183,9 @@ def mend_of(error: ReplicatorError, variables: str, missing: str) -> str:
     code = error.store_code if isinstance(error, StoreError) else ""
     if code == "NoSuchBucket" or (isinstance(error, StoreError) and error.status == 404):
         return missing
+    if code == "AccessDenied":
+        policy = "minio-source" if variables == "MINIO" else "aws-target"
+        return f"{error.hint} config/policies/{policy}.json has all that are needed."
     names = {"InvalidAccessKeyId": "ACCESS_KEY", "SignatureDoesNotMatch": "SECRET_KEY"}
     return f"Correct {variables}_{names[code]}." if code in names else error.hint
 

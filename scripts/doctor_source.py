@@ -25,7 +25,7 @@ from config.configure_minio import (
 from config.configure_minio import Settings as Wanted
 from scripts.doctor_ledger import say_skew
 from scripts.doctor_report import Bound, Report, mend_of
-from webhook.errors import ReplicatorError
+from webhook.errors import ReplicatorError, StoreDenied, StoreError
 from webhook.reconcile import Sides
 from webhook.rules import Rule, is_glob
 from webhook.settings import Settings
@@ -81,7 +81,23 @@ def _is_usable(sides: Sides, bucket: str, report: Report) -> bool:
         report.wrong(f"bucket {bucket}: {error.message}", mend_of(error, "MINIO", missing), bucket=bucket)
         return False
     report.fine(f"bucket {bucket}: there, can be read{'' if objects else '; it is empty'}", bucket=bucket)
+    if objects:
+        _check_tags(sides, bucket, objects[0].key, report)
     return True
+
+
+def _check_tags(sides: Sides, bucket: str, key: str, report: Report) -> None:
+    """That tags may be read; a store without them, or an object that went meanwhile, is no matter here."""
+    if not any(rule.tags for rule in sides.rules.of_buckets([bucket])):
+        return
+    try:
+        sides.source.tags(bucket, key)
+    except StoreDenied as error:
+        text = f"bucket {bucket}: tags cannot be read, so no object that has some is copied ({error.message})"
+        mend = "Allow s3:GetObjectTagging to the access key, or say tags = false in the file of rules."
+        report.note(text, mend, bucket=bucket)
+    except StoreError:
+        pass
 
 
 def check_clock(sides: Sides, bucket: str, report: Report) -> None:
@@ -108,6 +124,7 @@ def setup_of(configured: Settings) -> Setup:
         auth_token="",
         queue_dir="",
         queue_limit="",
+        region=source.region,  # else the keys would need s3:GetBucketLocation
     )
     return Setup(wanted, argparse.Namespace())
 

@@ -68,7 +68,8 @@ place() {
 #!/bin/sh
 # Made by scripts/get_chromium.sh.
 root=$(cd "$(dirname "$0")/../chromium" && pwd)
-libraries=$(find "$root/usr/lib" "$root/lib" -maxdepth 1 -type d -name '*-linux-gnu*' 2>/dev/null | tr '\n' ':')
+libraries=$(find "$root/usr/lib" "$root/lib" -maxdepth 2 -type d \( -name '*-linux-gnu*' -o -name pulseaudio \) \
+    2>/dev/null | tr '\n' ':') # PulseAudio's own ones are in a directory of theirs
 export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:-}"
 [ -d /etc/fonts ] || export FONTCONFIG_SYSROOT="$root"
 exec "$root/usr/lib/chromium/chromium" "$@"

@@ -194,7 +194,7 @@ def hold_still(side: Side, stack: contextlib.ExitStack) -> sa.Connection:
         if side.is_file:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
-            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+            pg.lift(connection, "idle_in_transaction_session_timeout", pg.TRANSACTION_TIMEOUT)
             names = ", ".join(table.name for table in MOVED)
             connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE MODE")
     return connection

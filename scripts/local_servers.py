@@ -142,7 +142,7 @@ class SeaweedFS(S3Server):
         super().kill()
         for option, port in self._ports.items():
             part = option.removesuffix(".port.grpc")
-            Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108 - its choice
+            Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108 - its choice # nosec
 
     def _choose_ports(self) -> None:
         options = "s3.port master.port volume.port filer.port"
@@ -164,6 +164,7 @@ class SeaweedFS(S3Server):
         options += (
             " -s3.localSocket=s3.sock -filer.localSocket=filer.sock"  # relative: their length is bounded
         )
+        options += " -s3.iam.readOnly=false"  # users can be made
         options += " -master.telemetry=false -master.electionTimeout=300ms"  # it elects itself, after this
         options += f" -master.volumeSizeLimitMB={self.VOLUME_SIZE_MIB} -volume.max={self.VOLUMES_MAX}"
         options += f" -ip={LOOPBACK} -ip.bind={LOOPBACK}"
@@ -187,8 +188,9 @@ class PostgreSQL(Server):
         "max_connections": "200",
     }
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, environ: Mapping[str, str] | None = None) -> None:
         super().__init__(folder)
+        self.environ = dict(environ or {})
         self._data = self.folder / "data"
 
     @property
@@ -210,6 +212,9 @@ class PostgreSQL(Server):
             shutil.chown(self._data, _UNPRIVILEGED)
         options = "--username=postgres --auth=trust --encoding=UTF8 --locale=C --no-sync"
         self._run([*_unprivileged(), _find_postgres("initdb"), *options.split(), f"--pgdata={self._data}"])
+
+    def _environment(self) -> dict[str, str]:
+        return super()._environment() | self.environ
 
     def _command(self) -> list[str]:
         settings = [f"--{name}={value}" for name, value in self.SETTINGS.items()]

@@ -37,10 +37,13 @@ class Replicator(Server):
         source_bucket: str,
         target: S3Server,
         target_bucket: str,
+        keys: Mapping[str, str] | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
+        """`keys`: the variables of users of the stores, in place of their administrators'."""
         super().__init__(folder)
         self._stores = (source, source_bucket, target, target_bucket)
+        self._keys = dict(keys or {})
         self.environ = dict(environ or {})
 
     @property
@@ -68,6 +71,7 @@ class Replicator(Server):
             "WEBHOOK_AUTH_TOKEN": WEBHOOK_AUTH_TOKEN,
             "API_TOKEN": API_TOKEN,
             "PORT": str(self.port),
+            **self._keys,
             **self.environ,
         }
 
@@ -113,12 +117,17 @@ class LoneWorker(Replicator):
     """`python -m webhook.worker` beside a `Replicator`, on the same ledger (give it `DATABASE_URL`)."""
 
     name = "worker"
+    _logged_before = 0
 
     def _command(self) -> list[str]:
         return [sys.executable, "-m", "webhook.worker"]
 
+    def _spawn(self) -> None:
+        self._logged_before = self.log_path.stat().st_size if self.log_path.exists() else 0
+        super()._spawn()
+
     def _probe(self) -> None:
-        if "worker starts" not in self.log_path.read_text(errors="replace"):
+        if b"worker starts" not in self.log_path.read_bytes()[self._logged_before :]:
             raise ConnectionError("not yet")
 
 

@@ -34,9 +34,9 @@ from scripts.command_line import (
     Screen,
     WrongUse,
     count,
-    environment,
     is_text,
     start,
+    variables,
 )
 from scripts.ledger_sides import (
     MOVED,
@@ -67,7 +67,7 @@ EXAMPLES = """
   python scripts/move_ledger.py --from sqlite:////data/replicator.db
   python scripts/move_ledger.py --to sqlite:///data/back.db    and back, with OLD_DATABASE_URL in .env
 """
-SETTINGS = "DATABASE_URL, OLD_DATABASE_URL: a URL with a password belongs there, not on a command line"
+SETTINGS = "DATABASE_URL, OLD_DATABASE_URL, or either with _FILE: no URL with a password on a command line"
 DONE = "all is in the new ledger, and every row was found equal"
 FAILED = "rows differ, or a ledger is in use or cannot be used: what to do is said"
 
@@ -89,10 +89,12 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Gives the exit code. Raises: WrongUse, Failure, Interrupted."""
     options = read_options(arguments)
-    values = {name: value.strip() for name, value in environment().items()}
+    read = variables()
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # it tells of lost connections at length
-    old = options.old or values.get("OLD_DATABASE_URL") or DEFAULT_URL
-    new = options.new or values.get("DATABASE_URL") or DEFAULT_URL
+    old = options.old or read.secret("OLD_DATABASE_URL", DEFAULT_URL)
+    new = options.new or read.secret("DATABASE_URL", DEFAULT_URL)
+    if read.problems:
+        raise SettingsError(read.problems)
     if _database(old, "the old ledger's URL") == _database(new, "the new ledger's URL"):
         raise WrongUse("the old and the new ledger are one: give --to, or set DATABASE_URL to the new one.")
     try:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from scripts.local_servers import Gateway, Nats, PostgreSQL, S3Server, SeaweedFS
 from webhook.ledger import Ledger
 
 _numbers = itertools.count(1)
+settings.register_profile("usual", deadline=None)
+settings.register_profile("long", max_examples=10_000, deadline=None)  # but where a test says how many
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 # Run in the background of a shell, this process ignores SIGINT, and so would the programs whose end by Ctrl-C
 # is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -56,6 +62,20 @@ def new_bucket() -> Callable[[S3Server], str]:
         return name
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for 3 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode != 0:
+        if os.environ.get("CI"):
+            pytest.fail(f"cannot mount a small file system: {mounted.stderr.decode()}")
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

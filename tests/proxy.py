@@ -152,6 +152,8 @@ def operation_of(method: str, path: str) -> str:
     where = urlsplit(path)
     query = parse_qs(where.query, keep_blank_values=True)
     if "/" not in unquote(where.path).strip("/") and not where.path.endswith("//"):
+        if "uploads" in query:
+            return "ListMultipartUploads"
         return "HeadBucket" if method == "HEAD" else f"{method} bucket"
     if "uploads" in query:
         return "CreateMultipartUpload"

@@ -33,7 +33,7 @@ The flow, in reading order:
                   findings.py: what was found out about targets, abilities.py, probes.py: by trying)
 12. reconcile.py  sweeps: what no event told of goes into the ledger's backfill lane
                   (listing.py: pages in order; compare.py: two listings side by side; sweeps.py: how far
-                  each has come)
+                  each has come; strays.py: uploads that nobody knows of)
 13. progress.py   how far the target is complete, how fast changes get there (lags.py: in few numbers)
 14. metrics.py    the same in numbers, for Prometheus (meter.py: what a process counted;
                   traces.py: one change, step by step, for OpenTelemetry)

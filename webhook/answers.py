@@ -5,23 +5,12 @@ Told apart by type, HTTP status and the store's own error code, never by the tex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 from xml.etree import ElementTree
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectTimeoutError,
-    HTTPClientError,
-    NoCredentialsError,
-    ParamValidationError,
-    ReadTimeoutError,
-)
-from botocore.exceptions import (
-    ConnectionError as BotoConnectionError,
-)
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 from botocore.parsers import ResponseParserError
 
 from webhook.errors import (
@@ -37,6 +26,10 @@ from webhook.errors import (
 )
 
 RETRY_AFTER_MAX_S = 3600.0
+MARKS_MAX = 100_000
+"""Tags and attributes of one document: a page of 1,000 keys has some 15,000. Each takes memory."""
+_SWELLING = re.compile(rb"""<!DOCTYPE|\sxmlns(?:[^=]{0,100}=\s*["'][^"']{200}|[^=]{100})""")
+"""What makes much of few bytes: entities, and a long name that is put before each element's."""
 
 _COME_BACK = {
     *("SlowDown", "SlowDownRead", "SlowDownWrite", "ServiceUnavailable", "RequestTimeout", "TooManyRequests"),
@@ -48,7 +41,8 @@ _MENDABLE = {
     *("RequestTimeTooSkewed", "SignatureDoesNotMatch"),
 }
 _PASSING = {
-    *("BadDigest", "IncompleteBody", "InternalError", "InvalidPart", "NoSuchUpload", "OperationAborted"),
+    *("BadDigest", "IncompleteBody", "InternalError", "InvalidPart", "InvalidPartOrder", "MalformedXML"),
+    *("NoSuchUpload", "OperationAborted"),
     *("ConditionalRequestConflict", "XAmzContentSHA256Mismatch"),
 }
 _TELLING = {301, 307, 401, 403, 429}
@@ -119,9 +113,12 @@ def answered(status: int, body: bytes, place: Place, headers: Mapping[str, str])
 
 
 def read_xml(body: bytes) -> ElementTree.Element | None:
-    """The root of a small document; None where it is none. Expat bounds what entities may grow to."""
+    """The root of a small document in UTF-8; None where it is none, or nothing that S3 would send."""
+    if body.count(b"<") + body.count(b"=") > MARKS_MAX or _SWELLING.search(body) or b"\0" in body:
+        return None  # NUL: it is UTF-16, whatever the parser is told, and hides the rest
     try:
-        return ElementTree.fromstring(body)  # noqa: S314
+        parser = ElementTree.XMLParser(encoding="utf-8")  # noqa: S314 - what swells was refused # nosec B314
+        return ElementTree.fromstring(body, parser)  # noqa: S314 # nosec B314
     except ElementTree.ParseError:
         return None
 
@@ -132,19 +129,12 @@ def not_s3(place: Place) -> StoreFailed:
 
 
 @contextmanager
-def boto_errors(
-    operation: str, bucket: str, key: str, *, wanted: str = ""
-) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
-    """Translates what botocore raises in the block; gives a check that an answer has what it must."""
-    place = Place(side="target", operation=operation, bucket=bucket, key=key)
-
-    def checked(answer: dict[str, Any]) -> dict[str, Any]:
-        if wanted and wanted not in answer:
-            raise not_s3(place)
-        return answer
-
+def boto_errors(place: Place) -> Iterator[None]:
+    """Translates what botocore raises in the block: for what it cannot send, and for a 200 that it does not
+    understand, or that holds an error (Amazon S3 API Reference, CompleteMultipartUpload).
+    """
     try:
-        yield checked
+        yield
     except ClientError as error:
         told, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
         raise _answered(
@@ -156,20 +146,7 @@ def boto_errors(
         ) from error
     except ParamValidationError as error:
         raise StoreRefused(f"cannot be sent: {error}", place) from error
-    except NoCredentialsError as error:
-        raise StoreDenied("no credentials", place, hint=_DENIED_HINT) from error
-    except (HTTPClientError, BotoConnectionError, OSError) as error:
-        text = f"no answer ({_kind(error)})"
-        timed_out = isinstance(error, ReadTimeoutError | ConnectTimeoutError)
-        # without its cause, which may quote a proxy's password
-        raise StoreUnavailable(text, place, hint=SILENT_HINT, timed_out=timed_out) from None
     except ResponseParserError as error:
         raise not_s3(place) from error
     except BotoCoreError as error:
-        raise StoreFailed(f"{_kind(error)}: {error}", place) from error
-
-
-def _kind(error: BaseException) -> str:
-    """The innermost reason's class, which names no secret: MaxRetryError → NewConnectionError."""
-    reason = getattr(error, "reason", None)
-    return type(reason if isinstance(reason, Exception) else error).__name__
+        raise StoreFailed(f"{type(error).__name__}: {error}", place) from error

@@ -5,14 +5,17 @@ Every error is `{"error": {"code", "message", "hint"}}`.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 import structlog
 from flask import Blueprint, Flask, Response, jsonify, request
-from werkzeug.exceptions import HTTPException
+from flask import Request as FlaskRequest
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
+from werkzeug.utils import cached_property
 
 from webhook import events, logs, settings, traces
 from webhook.callers import json_object, let_in, refuse_query, service
@@ -45,6 +48,26 @@ class _KeyConverter(BaseConverter):
     part_isolating = False
 
 
+class _Request(FlaskRequest):
+    """Its body has come whole, as it was announced: to some calls, none at all means all there is."""
+
+    @cached_property
+    def stream(self) -> IO[bytes]:
+        """All of the body. Raises: BadRequest, RequestEntityTooLarge."""
+        hint = "Send it again; where that does not help, look at what is between you and the service."
+        try:
+            body = super().stream.read()
+        except HTTPException:
+            raise
+        except Exception:  # noqa: BLE001 - the server's own, which has no base to name them by
+            raise BadRequest("the body is not in the chunks it was announced in", hint=hint) from None
+        if self.content_length is None and len(body) >= (self.max_content_length or 0):
+            raise RequestEntityTooLarge  # it is cut there
+        if len(body) < (self.content_length or 0):
+            raise BadRequest("the body is shorter than it was announced", hint=hint)
+        return io.BytesIO(body)
+
+
 def create_app(configured: Settings | None = None) -> Flask:
     """The application with its ledger, stores and worker; the worker's threads are not started yet.
 
@@ -53,6 +76,7 @@ def create_app(configured: Settings | None = None) -> Flask:
     configured = configured or settings.load()
     logs.configure(configured.log_format)
     app = Flask("webhook", static_folder=None)
+    app.request_class = _Request
     app.config["MAX_CONTENT_LENGTH"] = configured.web.body_max_bytes
     app.url_map.merge_slashes = False
     app.url_map.converters["key"] = _KeyConverter
@@ -65,7 +89,15 @@ def create_app(configured: Settings | None = None) -> Flask:
     app.register_error_handler(ReplicatorError, _replicator_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)
+    app.after_request(_add_headers)
     return app
+
+
+def _add_headers(response: Response) -> Response:
+    """No answer is kept by a cache or taken for another type than it is; pages have more of this."""
+    response.headers.setdefault("Cache-Control", "no-store")
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
 
 
 # ── MinIO ────────────────────────────────────────────────────────────────────────────────────────────
@@ -82,10 +114,12 @@ def probe() -> Response:
 @_minio.post("/minio/events")
 def accept_events() -> Response:
     """Records a notification; 200 means it is on disk."""
+    if not (request.content_length or "Transfer-Encoding" in request.headers):
+        return probe()
+    let_in(lambda web: web.webhook_auth_token, name="WEBHOOK_AUTH_TOKEN")  # before a stranger's body is read
     body = request.get_data(cache=False)
     if not body:
         return probe()
-    let_in(lambda web: web.webhook_auth_token, name="WEBHOOK_AUTH_TOKEN")
     found = events.asked(body, service().sides.rules)
     if found.requests or found.misfits:
         with traces.asking("event") as trace:

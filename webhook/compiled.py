@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,12 +29,18 @@ class Compiled:
             name: bind.value for bind, name in compiled.bind_names.items() if not bind.required
         }
 
-    def run(self, cursor: DBAPICursor, *rows: Mapping[str, Any]) -> DBAPICursor:
-        """Executes it for each row, one after the other, also where two rows are of one key."""
-        if len(rows) > 1:
-            cursor.executemany(self.sql, [{**self._constants, **row} for row in rows])
-        else:
-            cursor.execute(self.sql, {**self._constants, **(rows[0] if rows else {})})
+    def run(self, cursor: DBAPICursor, row: Mapping[str, Any] = MappingProxyType({}), /) -> DBAPICursor:
+        """Executes it, for a row of parameters."""
+        cursor.execute(self.sql, {**self._constants, **row})
+        return cursor
+
+    def _run_each(self, cursor: DBAPICursor, rows: Sequence[Mapping[str, Any]]) -> DBAPICursor:
+        """Executes it for each row, one after the other.
+
+        For SQLite. To PostgreSQL psycopg would send the rows as a pipeline, after which the server does not
+        count how long the transaction is idle: were this process to fall silent then, its locks would stay.
+        """
+        cursor.executemany(self.sql, [{**self._constants, **row} for row in rows])
         return cursor
 
 
@@ -54,7 +61,7 @@ class ForEachRow(Compiled):
     def run(self, cursor: DBAPICursor, *rows: Mapping[str, Any]) -> DBAPICursor:
         """Executes it; the cursor's `rowcount` tells how many rows it changed in all."""
         if not self._takes_all:
-            return super().run(cursor, *rows)
+            return self._run_each(cursor, rows)
         return super().run(cursor, {pg.ROWS: json.dumps(rows)})
 
 
@@ -79,7 +86,7 @@ class InsertRows(Compiled):
     def run(self, cursor: DBAPICursor, *rows: Mapping[str, Any]) -> DBAPICursor:
         """Executes it; each row finds what those before it have left."""
         if not self._takes_all:
-            return super().run(cursor, *rows)
+            return self._run_each(cursor, rows)
         for group in self._of_different_keys(rows):
             super().run(cursor, {pg.ROWS: json.dumps(group)})
         return cursor

@@ -31,6 +31,8 @@ SLOWEST_BYTES_PER_S = 64
 SEND_BYTES = 256 * 1024
 """Sent within READ_TIMEOUT_S, or it counts as silence."""
 BUFFER_BYTES = 64 * 1024
+INTERIM_MAX = 20
+"""Interim answers before one that counts."""
 IDLE_MAX_S = 60.0
 """Firewalls forget silent connections without a word."""
 CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
@@ -55,16 +57,24 @@ class Response(http.client.HTTPResponse):
 
     def __init__(self, sock: socket.socket, *args: Any, **more: Any) -> None:
         super().__init__(sock, *args, **more)
+        self._heads = 0
         self._clock = _Clock(self.fp.detach())
         self.fp = io.BufferedReader(self._clock, BUFFER_BYTES)
 
     def _read_status(self) -> tuple[str, int, str]:
         """Interim answers other than 100 are left out too (RFC 9110, 15.2)."""
         while True:
+            self._heads += 1
+            if self._heads > INTERIM_MAX:
+                raise http.client.HTTPException("interim answers only")
             version, status, reason = super()._read_status()  # type: ignore[misc]
             if status == http.client.CONTINUE or status >= http.client.OK:
                 return version, status, reason
             http.client.parse_headers(self.fp)
+
+    def _read_and_discard_trailer(self) -> None:
+        """No more of it than of a head."""
+        http.client.parse_headers(self.fp)
 
     def restart_clock(self) -> None:
         """Begins to measure silence anew, after a time in which nobody wanted to read."""
@@ -193,9 +203,11 @@ class Connections:
         if not proxy or urllib.request.proxy_bypass(self._address[0]):
             return _TlsConnection(*self._address, timeout=CONNECT_TIMEOUT_S, context=self._tls)
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        connection = _TlsConnection(
-            parts.hostname or "", parts.port, timeout=CONNECT_TIMEOUT_S, context=self._tls
-        )
+        try:
+            address = (parts.hostname or "", parts.port)
+        except ValueError:  # its words have what stands there: a part of the password
+            raise OSError("HTTPS_PROXY is no URL: escape what is special in its login, / as %2F") from None
+        connection = _TlsConnection(*address, timeout=CONNECT_TIMEOUT_S, context=self._tls)
         headers = {}
         if parts.username:
             login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()

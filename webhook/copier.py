@@ -128,10 +128,16 @@ class Copier:
         return outcome
 
     def present(self, rule: Rule, key: str) -> ObjectInfo | None:
-        """The target's object for a key of the source; None where there is none. Raises: StoreError."""
-        return self._target.head(rule.target_bucket, rule.target_key(key))
+        """The target's object for a key of the source; None where a bucket that is there has none.
 
-    def remove_copy(self, rule: Rule, key: str, *, permit: Permit, etag: str = "") -> bool:
+        Raises: StoreError.
+        """
+        found = self._target.head(rule.target_bucket, rule.target_key(key))
+        if found is None:
+            self._target.check(rule.target_bucket)  # a bucket that is away answers 404, too
+        return found
+
+    def remove_copy(self, rule: Rule, key: str, *, permit: Permit, etag: str) -> bool:
         """Deletes the target's object if the source, asked anew, has no such key; else does nothing.
 
         `etag` is that of the object that was found there; a store that heeds it deletes no other.
@@ -176,7 +182,7 @@ class Copier:
         if not self._is_equal(job, wanted, present, known):
             return None
         lost = self._holdings.lost(wanted.properties, known.lost)
-        if job.rule.tags and wanted.tag_count and (not self._target.takes_tags or "tags" in known.lost):
+        if job.rule.tags and wanted.tag_count and not self._target.takes_tags:
             lost += ("tags",)
         return _unchanged(present, source=wanted, lost=lost)
 

@@ -9,8 +9,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote
 
 import psycopg
@@ -29,9 +30,14 @@ from webhook.ledgerfile import Identity, LedgerFile, identity
 BUSY_TIMEOUT_S = 5.0
 """How long a statement waits for another process's lock on the ledger."""
 POOL_MAX = 32
+TANGLES_MAX = 3
+"""How often a transaction is begun anew after a deadlock."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 HALF_MOVED = " (half moved)"
 """Behind the version of a ledger that scripts/move_ledger.py has not finished: no release starts on it."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _PREPARED: dict[str, tuple[Identity | None, pg.Traits]] = {}
 """URL → the file that was prepared (None: a server) and what was found out about it."""
@@ -99,6 +105,8 @@ def parse_url(database_url: str) -> sa.URL:
     backend = {"postgres": "postgresql"}.get(url.get_backend_name(), url.get_backend_name())
     if backend == "sqlite" and url.database and url.database != ":memory:" and not url.query:
         return url.set(drivername="sqlite")
+    if "@" in (url.host or ""):  # the end of a password, which errors would name as the host
+        raise SettingsError(["DATABASE_URL must have %40 in place of each @ in its password"])
     if backend == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
         if (url.host or "").lower().startswith("%2f"):
@@ -134,6 +142,25 @@ def translated_errors() -> Iterator[None]:
         raise LedgerUnavailable(
             f"the ledger cannot be used now: {type(cause).__name__}: {first_line}", hint=hint
         ) from error
+
+
+def untangled(method: Callable[P, T]) -> Callable[P, T]:
+    """A method of one transaction, done once more where PostgreSQL ended it because it and another one waited
+    for each other: nothing of it was done.
+    """
+
+    @wraps(method)
+    def tried(*args: P.args, **kwargs: P.kwargs) -> T:
+        for _ in range(TANGLES_MAX):
+            try:
+                return method(*args, **kwargs)
+            except LedgerUnavailable as error:
+                cause = getattr(error.__cause__, "orig", None) or error.__cause__
+                if not isinstance(cause, psycopg.errors.DeadlockDetected):
+                    raise
+        return method(*args, **kwargs)
+
+    return tried
 
 
 def reader(engine: sa.Engine) -> sa.Engine:
@@ -214,6 +241,7 @@ def _sqlite(url: sa.URL) -> sa.Engine:
     @sa.event.listens_for(engine, "do_connect")
     def _look_first(*_: object) -> None:
         file.check()  # SQLite would make an empty file
+        file.check_writable()
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, record: Any) -> None:

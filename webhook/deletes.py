@@ -12,14 +12,14 @@ What the breaker holds back waits for a person, who approves or discards it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 import structlog
 
 from webhook.copier import Copier, OutcomeKind
-from webhook.entries import HELD, RUNNING, SETTLED, WAITING, Claim, Deferred, Ending, Held, Settled
+from webhook.entries import HELD, RUNNING, SETTLED, WAITING, Claim, Deferred, Ending, Held, Settled, is_own
 from webhook.errors import LeaseLost
 from webhook.ledger import Ledger
 from webhook.multipart import Permit
@@ -65,8 +65,8 @@ class Deletes:
     def ending(self, claim: Claim, rule: Rule, copier: Copier, permit: Permit) -> Ending:
         """What follows where the source has no such key. Raises: StoreError, LeaseLost, LedgerUnavailable."""
         present = copier.present(rule, claim.key)
-        if present is None:
-            return _gone(claim)
+        if present is None:  # or the store was in trouble: what a sweep finds there still is this service's
+            return replace(_gone(claim), source_etag=claim.source_etag, target_etag=claim.target_etag)
         if not _is_ours(claim, present):
             return _gone(claim, lost=(NOT_OURS,))
         waits_s = self._settings.grace_s
@@ -142,7 +142,7 @@ class Deletes:
         Those copies count as no longer this service's, until the source has their keys again.
         """
         disowned: dict[str, object] = {"source_etag": None, "target_etag": None, "removal_told": 0}
-        disowned |= {"gone_at": None, "settled_at": self._ledger.clock()}
+        disowned |= {"told_etags": "", "gone_at": None, "settled_at": self._ledger.clock()}
         kept = {"state": SETTLED, "outcome": str(OutcomeKind.GONE), "due_at": None, "asked_at": None}
         running = sa.update(ENTRIES).where(*_going(rule, RUNNING)).values(**disowned)
         return self._decide(rule, "discarded", (HELD, WAITING), disowned | kept, running)
@@ -213,12 +213,12 @@ class _Allowed:
 
 
 def _is_ours(claim: Claim, present: ObjectInfo) -> bool:
-    """Whether the target's object is the one that the ledger says this service wrote or verified.
+    """Whether the target's object is this service's, as far as the ledger knows.
 
-    Where the ledger never knew of any, an event that told of the removal will do: the source had the key.
+    Where nothing of the key was ever settled, an event that told of the removal will do: the source had it.
     """
-    if claim.target_etag:
-        return claim.target_etag == present.etag
+    if is_own(present.etag, claim.target_etag, claim.told_etags):
+        return True
     return bool(claim.removal_told) and claim.settled_at is None
 
 

@@ -13,6 +13,8 @@ STATES = (WAITING, RUNNING, SETTLED, FAILED, HELD)
 LIVE, BACKFILL = "live", "backfill"
 LANES = (LIVE, BACKFILL)
 EVENT_ID_CHARS = 16
+ETAG_MAX_CHARS = 64
+"""Longer ones are not remembered: 32 hex digits, "-" and a count of parts are what S3 gives."""
 PARKED_AT = 1e11
 """When an entry of a paused rule is due: in the year 5138, or when the rule is resumed."""
 
@@ -29,6 +31,8 @@ class Request:
     """When the source changed, as far as is known; 0.0: it is not known."""
     is_removal: bool = False
     """Whether an event tells that the source's object was removed."""
+    etag: str = ""
+    """The source's ETag, as an event or a listing tells it; "": it is not known."""
     asked_at: float | None = None
     """Since when the target may lag behind at this key; None: since `event_at`, or now."""
     missed_at: float | None = None
@@ -71,6 +75,8 @@ class Claim:
     """When the source was found to have no such key any more, where a delete is pending."""
     removal_told: int = 0
     """1: an event told that the source's object was removed."""
+    told_etags: str = ""
+    """The latest ETags that the source was told to have, each followed by a space."""
     settled_at: float | None = None
     """When a claim of this entry was last settled; None: none ever was."""
     trace: str | None = None
@@ -147,3 +153,10 @@ class Parked:
 
 
 Ending = Settled | Retried | Buried | Released | Deferred | Held | Parked
+
+
+def is_own(etag: str, target_etag: str | None, told_etags: str) -> bool:
+    """Whether the target's object with this ETag is a copy on record, or holds what the source was told to
+    have: its copy may have been written and the answer lost. The last of `told_etags` may be cut off.
+    """
+    return etag != "" and (etag == target_etag or etag in told_etags.split(" ")[:-1])

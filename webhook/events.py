@@ -2,15 +2,18 @@
 
 Format: MinIO's bucket notifications, which follow the S3 event message structure: one object with a
 `Records` list; `Records[].s3.bucket.name` and `Records[].s3.object.key`, the key query-escaped ("+" is
-a space). MinIO puts one record in each POST; lists of any length are read.
+a space). MinIO puts one record in each POST; lists of any length are read. AWS and Ceph RGW write the names
+of events without "s3:", and Ceph RGW the key as it is (its documentation, "Bucket Notifications").
 
-A change only says "look at this key": nothing in it is trusted to describe the object.
+A change only says "look at this key": nothing in it is trusted to describe the object. Its ETag tells a copy
+of this service from what others wrote, where a delete is asked for.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,8 +29,13 @@ KEY_MAX_BYTES = 1024
 BUCKET_MAX_CHARS = 255
 JUNK_KEPT_BYTES = 65_536
 """So much is kept of what is no notification: MinIO's are a few kB."""
-REMOVALS, NOTHING_REMOVED = "s3:ObjectRemoved:", "s3:ObjectRemoved:NoOP"
-WANTED_EVENTS = ("s3:ObjectCreated:", "s3:ObjectRemoved:", "s3:ObjectTagging:")
+DEPTH_MAX = 100
+"""Lists and objects in each other: MinIO's are 6. What is kept has to be read again on any stack."""
+REMOVALS, NOTHING_REMOVED = ("ObjectRemoved:", "LifecycleExpiration:"), "ObjectRemoved:NoOP"
+WANTED_EVENTS = ("ObjectCreated:", "ObjectTagging:", *REMOVALS)
+ESCAPES_NOTHING = "ceph:s3"
+ETAG = re.compile(r'"?[0-9A-Za-z_.:+/=-]+"?')
+"""Whatever stores use for a hash, quoted or not."""
 _canonical = json.JSONEncoder(sort_keys=True).encode
 
 
@@ -42,6 +50,8 @@ class Change:
     """Equal for two deliveries of one event, different for two events: 16 hex digits."""
     event_at: float
     """When the source says it happened, in seconds since 1970; 0.0 where it does not say."""
+    etag: str
+    """Of the object, as the event has it; "" where it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +117,8 @@ def junk(body: bytes, reason: str) -> Misfit:
 
 def _requests(change: Change, rules: Rules) -> list[Request]:
     """What a change asks for: nothing where no rule wants the key or the event changes no object."""
-    if not change.event_name.startswith(WANTED_EVENTS):
+    name = change.event_name.removeprefix("s3:")
+    if not name.startswith(WANTED_EVENTS):
         return []
     return [
         Request(
@@ -115,7 +126,8 @@ def _requests(change: Change, rules: Rules) -> list[Request]:
             key=change.key,
             event_id=change.event_id,
             event_at=change.event_at,
-            is_removal=change.event_name.startswith(REMOVALS) and change.event_name != NOTHING_REMOVED,
+            is_removal=name.startswith(REMOVALS) and name != NOTHING_REMOVED,
+            etag=change.etag,
         )
         for rule in rules.matching(bucket=change.bucket, key=change.key)
     ]
@@ -127,11 +139,27 @@ def parse(body: bytes) -> Notification:
     Raises: BadRequest when the body is not JSON or not an object.
     """
     try:
-        return _read(json.loads(body))
+        return _read(_loaded(body))
     except (ValueError, RecursionError):
         raise BadRequest(
             "the body is not JSON, or is nested too deeply", hint="Send MinIO's notification as it is."
         ) from None
+
+
+def _loaded(body: bytes) -> object:
+    document = json.loads(body)
+    if body.count(b"{") + body.count(b"[") > DEPTH_MAX and _depth(document) > DEPTH_MAX:
+        raise RecursionError
+    return document
+
+
+def _depth(document: object) -> int:
+    """How many lists and objects are in each other."""
+    level, found = [document], 0
+    while level := [each for each in level if isinstance(each, dict | list)]:
+        found += 1
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return found
 
 
 def _read(document: object) -> Notification:
@@ -165,12 +193,15 @@ def _to_change(record: object) -> Change:
     if not isinstance(bucket, str) or not 0 < len(bucket) <= BUCKET_MAX_CHARS or not _storable(bucket):
         raise _RecordError("s3.bucket.name is missing or no bucket name")
     name = fields.get("eventName")
+    described = _mapping(s3.get("object"), "s3.object")
+    etag = described.get("eTag")
     return Change(
         bucket=bucket,
-        key=_key(_mapping(s3.get("object"), "s3.object").get("key")),
+        key=_key(described.get("key"), is_escaped=fields.get("eventSource") != ESCAPES_NOTHING),
         event_name=name if isinstance(name, str) and _storable(name) else "",
         event_id=_fingerprint(record)[:16],
         event_at=_seconds(fields.get("eventTime")),
+        etag=etag.strip('"') if isinstance(etag, str) and ETAG.fullmatch(etag) else "",
     )
 
 
@@ -180,11 +211,11 @@ def _mapping(value: object, name: str) -> Mapping[str, Any]:
     return value
 
 
-def _key(escaped: object) -> str:
-    if not isinstance(escaped, str) or not escaped:
+def _key(told: object, *, is_escaped: bool) -> str:
+    if not isinstance(told, str) or not told:
         raise _RecordError("s3.object.key is missing")
     try:
-        key = unquote_to_bytes(escaped.replace("+", " ")).decode()
+        key = unquote_to_bytes(told.replace("+", " ")).decode() if is_escaped else told
     except UnicodeError:
         raise _RecordError("s3.object.key is not UTF-8") from None
     if problem := key_problem(key):

@@ -38,8 +38,17 @@ from sqlalchemy.engine.interfaces import DBAPICursor
 
 from webhook import meter, statements
 from webhook.clocks import elapsed_s
-from webhook.compiled import Compiled
-from webhook.database import BUSY_TIMEOUT_S, connect, reader, reading, traits, translated_errors, writing
+from webhook.compiled import Compiled, insert_or
+from webhook.database import (
+    BUSY_TIMEOUT_S,
+    connect,
+    reader,
+    reading,
+    traits,
+    translated_errors,
+    untangled,
+    writing,
+)
 from webhook.database import clock as database_clock
 from webhook.entries import (
     BACKFILL,
@@ -58,7 +67,7 @@ from webhook.entries import (
 )
 from webhook.errors import LedgerUnavailable
 from webhook.lags import bucket_of
-from webhook.tables import ENTRIES, QUARANTINE
+from webhook.tables import ENTRIES, LEASES, QUARANTINE, SWEEPS
 from webhook.together import Together
 from webhook.wakeups import Wakeups
 
@@ -72,6 +81,16 @@ LATE_S = 2.0
 """What becomes due is on record by then, as a rule; what took longer is found by looking everywhere."""
 EVERYWHERE_S = 5.0
 """That is looked this often."""
+SETBACK_LEAST_S = 300.0
+"""A clock that is set back by less puts nothing off for longer than a retry may be."""
+NOTICED_S = 120.0
+"""All processes have noticed within this that it was: `webhook.clocks.GOOD_FOR_S`, and some."""
+REACH_S = 600.0
+"""What those that have not noticed yet write is due by then, as they count: retries and leases."""
+CLOCK = "clock"
+"""The lease whose end is the latest time that any process has seen, and whose holder is the time at which
+that was noticed to be too late; "": it was not.
+"""
 SHARES = 256
 """Of the counts of a minute: each process adds to one of so many rows."""
 ROW = ENTRIES.c
@@ -158,6 +177,7 @@ class Ledger:
         kept = [statements.misfit_row(misfit, now=now) for misfit in misfits]
         self._put_together((rows, kept))
 
+    @untangled
     def _put_all(self, calls: Sequence[tuple[list[Row], list[Row]]]) -> None:
         rows = [row for of_call, _ in calls for row in of_call]
         kept = [row for _, of_call in calls for row in of_call]
@@ -183,6 +203,7 @@ class Ledger:
         elif len(claims) >= limit:
             self._tell_here()
 
+    @untangled
     def put_now(self, request: Request) -> int:
         """Records one request that does not wait for a back-off to end; gives the entry's generation.
 
@@ -212,6 +233,7 @@ class Ledger:
 
     # ── working ──────────────────────────────────────────────────────────────────────────────────────
 
+    @untangled
     def claim(
         self,
         limit: int,
@@ -250,6 +272,7 @@ class Ledger:
                 claims += statements.claims(found, taken["_now"])
         return claims
 
+    @untangled
     def claim_one(self, rule: str, key: str, *, worker: str, lease_s: float) -> Claim | None:
         """This entry, if it is waiting (due or not) or its lease ran out; None otherwise."""
         with self._claiming() as cursor:
@@ -258,6 +281,7 @@ class Ledger:
             claims = statements.claims(found.fetchall(), taken["_now"])
         return claims[0] if claims else None
 
+    @untangled
     def extend(self, claims: Sequence[Claim], *, lease_s: float) -> list[Claim]:
         """Prolongs the leases that are still held, and gives the claims that are not."""
         in_order = sorted(claims, key=lambda each: (each.rule, each.key))
@@ -266,11 +290,13 @@ class Ledger:
             rows = [(claim, statements.held_row(claim) | until) for claim in in_order]
             return [claim for claim, row in rows if self._sql.extend.run(cursor, row).rowcount == 0]
 
+    @untangled
     def note_upload(self, claim: Claim, note: str | None) -> None:
         """Keeps a note of an unfinished multipart upload with the entry."""
         with self.writing() as cursor:
             self._sql.note_upload.run(cursor, statements.held_row(claim) | {"_upload": note})
 
+    @untangled
     def finish(self, endings: Sequence[Ending]) -> int:
         """Ends claims, all in one transaction; gives how many of them were still held."""
         now = self.clock()
@@ -305,6 +331,40 @@ class Ledger:
             self.meter.give_back(taken)
             raise
 
+    def heed_clock(self) -> float:
+        """Notes the time. Where a later one was noted before, the clock was set back: what has been put
+        off by that is brought forward, and what processes that have not noticed yet still put off. Gives by
+        how many seconds, when that is seen first; 0.0: by none, or by so few that it puts nothing off for
+        longer than an error does.
+
+        Some retries may come too early by it, which does no harm. To be called every few seconds.
+        """
+        with self.reading() as connection:
+            note = connection.execute(sa.select(LEASES).where(LEASES.c.name == CLOCK)).mappings().first()
+        now = self.clock()  # after the look, which may take long: nobody has noted a later time rightly
+        latest = note["until"] if note else now
+        by_s = latest - now
+        if not note or by_s < SETBACK_LEAST_S:
+            later = insert_or(self.dialect, LEASES).values(name=CLOCK, worker="", until=now)
+            later = later.on_conflict_do_update(
+                index_elements=[LEASES.c.name],
+                set_={"until": later.excluded.until, "worker": ""},
+                where=LEASES.c.until < later.excluded.until,
+            )
+            self.run(later, durable=False)
+            return 0.0
+        is_new = note["worker"] == ""
+        held: dict[str, Any] = {}
+        if is_new:
+            held = {"worker": str(now)}
+        elif not 0.0 <= now - float(note["worker"]) < NOTICED_S:
+            held = {"worker": "", "until": now}
+        same = sa.update(LEASES).where(LEASES.c.name == CLOCK, LEASES.c.until == latest)
+        until = math.inf if is_new else latest + REACH_S
+        self.run(*_brought_forward(now, by_s, until), *([same.values(**held)] if held else ()), durable=False)
+        return by_s if is_new else 0.0
+
+    @untangled
     def release_of(self, is_dead: Callable[[str], bool]) -> int:
         """Makes the running entries of workers that are known to be dead due at once; gives how many."""
         now = {"_now": self.clock()}
@@ -364,8 +424,8 @@ class Ledger:
 
     def known(self, rule: str, keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """What a sweep wants to know of these keys: key → state, outcome and ETags, of those on record."""
-        columns = (ROW.key, ROW.state, ROW.outcome, ROW.source_etag, ROW.target_etag, ROW.gone_at)
-        wanted = sa.select(*columns).where(ROW.rule == rule, ROW.key.in_(keys))
+        names = ("key", "state", "outcome", "source_etag", "target_etag", "gone_at", "told_etags")
+        wanted = sa.select(*(ROW[name] for name in names)).where(ROW.rule == rule, ROW.key.in_(keys))
         with self.reading() as connection:
             return {row["key"]: dict(row) for row in connection.execute(wanted).mappings()}
 
@@ -465,6 +525,7 @@ class Ledger:
         """
         return self.writing(durable=self._wakeups is not None, is_single=is_single)
 
+    @untangled
     def run(self, *all_of: Any, durable: bool = True) -> Any:
         """Statements in one transaction; gives the last one's rows where it returns some, else how many
         rows it changed.
@@ -478,6 +539,22 @@ class Ledger:
     def dialect(self) -> str:
         """ "sqlite" or "postgresql", for statements that the two spell differently."""
         return self._engine.dialect.name
+
+
+def _brought_forward(now: float, by_s: float, until: float) -> list[sa.Update]:
+    """What is due later by what a clock was set back is due so much sooner, but what is due after `until`."""
+    since = now + by_s - NOTICED_S
+    others = [
+        sa.update(column.table).where(column > since, column < until, *more).values({column: column - by_s})
+        for column, *more in ((LEASES.c.until, LEASES.c.name != CLOCK), (SWEEPS.c.due_at,))
+    ]
+    in_a_lane = sa.or_(*(ROW.lane == lane for lane in LANES))
+    is_due = (in_a_lane, ROW.due_at > since, ROW.due_at < min(until, PARKED_AT))
+    return [
+        *others,
+        statements.update_in_order(ROW.gone_at > now).values(gone_at=ROW.gone_at - by_s),
+        statements.update_in_order(*is_due).values(due_at=ROW.due_at - by_s),
+    ]
 
 
 def _no_counts() -> dict[str, dict[str, int]]:

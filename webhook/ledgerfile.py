@@ -6,6 +6,8 @@ they end, and an event that was answered 200 with it.
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 from webhook.errors import LedgerLost
@@ -34,6 +36,16 @@ class LedgerFile:
         """A connection has the file open: from now on no other file will do. Raises: as `check`."""
         self.check()
         self._opened = identity(self._path)
+
+    def check_writable(self) -> None:
+        """Raises: OSError where the file, or its folder, can only be read.
+
+        SQLite would open it all the same, and as long as one such connection is open in a process, all that
+        come later can only read, too.
+        """
+        for path in (self._path, self._path.parent):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise OSError(errno.EROFS, f"{str(path)!r} can only be read")
 
     def check(self) -> None:
         """Raises: LedgerLost where the path leads to another file by now, or to none; OSError."""

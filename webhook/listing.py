@@ -20,8 +20,10 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 from xml.etree import ElementTree
 
-PAGE_MAX_BYTES = 32 * 1024 * 1024
-"""1,000 keys of 1,024 bytes, each byte escaped, and what else is told of them, are far less."""
+from webhook.objects import DIGITS_MAX
+
+PAGE_MAX_BYTES = 8 * 1024 * 1024
+"""1,000 keys of 1,024 bytes, each byte escaped, and what else is told of them, are half of it."""
 SPOOL_ROWS = 1000
 
 
@@ -75,8 +77,8 @@ def _listed(contents: ElementTree.Element, names: list[str], is_escaped: bool) -
     key, size, etag, modified = [contents.findtext(name, "") for name in names]
     if is_escaped:
         key = unquote_to_bytes(key.replace("+", " ")).decode(errors="surrogateescape")
-    if not key:
-        raise ValueError("an object without a key")
+    if not key or not (size.isascii() and size.isdigit()) or len(size) > DIGITS_MAX:
+        raise ValueError("an object without a key or a size")
     return Listed(key, int(size), etag.strip('"'), modified)
 
 

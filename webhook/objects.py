@@ -12,6 +12,8 @@ STAMP = "replicator-source-etag"
 NOT_OURS = frozenset({STAMP, "cid"})
 """Metadata that the source does not have: the stamp, and the IPFS CID that Filebase reports."""
 MD5_ETAG = re.compile(r"[0-9a-f]{32}")
+DIGITS_MAX = 18
+"""Of a number in a header: what a column of the ledger can hold."""
 EMPTY_ETAG = "d41d8cd98f00b204e9800998ecf8427e"
 """The MD5 of nothing."""
 PARTS_ETAG = re.compile(r"[0-9a-f]{32}-([0-9]{1,5})")
@@ -115,7 +117,7 @@ def _size(low: Mapping[str, str]) -> int:
 
 
 def _whole(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() else 0
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX else 0
 
 
 def _without_framing(encoding: str) -> str:

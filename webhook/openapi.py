@@ -74,6 +74,15 @@ _EVENT = {
         }
     ]
 }
+_LINKS: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
+    "post /v1/replicate": ("get_v1_entries_rule_key", {"rule": "rule", "key": "s3_key"}, {}),
+    "get /v1/entries": ("get_v1_entries", {"cursor": "next"}, {}),
+    "get /v1/failures": ("get_v1_entries_rule_key", {"rule": "failures/0/rule", "key": "failures/0/key"}, {}),
+    "get /v1/quarantine": ("post_v1_quarantine_retry", {}, {"record_id": "records/0/record_id"}),
+    "post /v1/sweeps": ("get_v1_sweeps_number", {"number": "sweeps/0/id"}, {}),
+    "post /v1/pause": ("post_v1_resume", {}, {"rule": "changed/0"}),
+}
+"""Operation → which one goes on from its answer, and with what of it as parameters and in the body."""
 _ERRORS = {
     400: "Something that was sent cannot be used; the hint says what can.",
     401: "The token is missing or wrong.",
@@ -148,7 +157,7 @@ def _operation(
     """`view`: whose query parameters it takes; `token`: which it wants, "" for none."""
     name = f"{method}_{path}".replace("{", "").replace("}", "").replace(".", "_")
     usual = (400, 401, 503) if token == "api" else ()  # noqa: S105
-    found = {
+    found: dict[str, Any] = {
         "operationId": "_".join(filter(None, name.replace("/", "_").split("_"))),
         "tags": [tag],
         "summary": summary,
@@ -159,10 +168,21 @@ def _operation(
             **{str(status): _error(status) for status in sorted({*errors, *usual} - set(answers))},
         },
     }
+    if link := _LINKS.get(f"{method} {path}"):
+        found["responses"][str(min(answers))]["links"] = {"next": _link(*link)}
     if body is not None:
         content: Schema = {"schema": body} | ({} if example is None else {"example": example})
         found["requestBody"] = {"required": needs_body, "content": {"application/json": content}}
     return found
+
+
+def _link(goes_to: str, parameters: Mapping[str, str], body: Mapping[str, str]) -> Schema:
+    def of_answer(places: Mapping[str, str]) -> dict[str, str]:
+        return {name: f"$response.body#/{place}" for name, place in places.items()}
+
+    found: Schema = {"operationId": goes_to}
+    found |= {"parameters": of_answer(parameters)} if parameters else {}
+    return found | ({"requestBody": of_answer(body)} if body else {})
 
 
 def _in_query(name: str, view: str) -> Schema:

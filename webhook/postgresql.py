@@ -24,10 +24,14 @@ STATEMENT_TIMEOUT_S = 30
 """No statement of this service takes long; one that does holds up others."""
 IDLE_IN_TRANSACTION_S = 10
 """A process that was stopped in a transaction must not hold its locks."""
+TRANSACTION_S = 60
+"""Nor one that fell silent in the middle of what it sends, where no idle time is counted. From PostgreSQL 17
+on; before, TCP has to find out."""
 PING_AFTER_S = 1.0
 """A connection unused for this long may have been closed by the other side, and is asked first."""
 SILENT_S = 15
-"""A connection that says nothing for this long is asked by TCP whether it still stands."""
+"""A connection that says nothing for this long is asked by TCP whether it still stands, by both sides."""
+TRANSACTION_TIMEOUT = "transaction_timeout"
 UPGRADE_LOCK = 7_361_420
 """Any number, as long as it stays the same: the advisory lock around an upgrade of the tables."""
 ROWS = "_rows"
@@ -53,9 +57,14 @@ def traits(connection: sa.Connection) -> Traits:
 
 def lock_for_upgrade(connection: sa.Connection) -> None:
     """Waits until this transaction alone may change the tables, for as long as it takes."""
-    for name in ("lock_timeout", "statement_timeout"):
-        connection.exec_driver_sql(f"SET LOCAL {name} = 0")
+    lift(connection, "lock_timeout", "statement_timeout", TRANSACTION_TIMEOUT)
     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPGRADE_LOCK)))
+
+
+def lift(connection: sa.Connection, *timeouts: str) -> None:
+    """Ends what bounds this transaction, of what the server knows."""
+    wanted = sa.text("SELECT set_config(name, '0', true) FROM pg_settings WHERE name = ANY(:names)")
+    connection.execute(wanted, {"names": list(timeouts)})
 
 
 def engine(url: sa.URL, *, lock_timeout_s: float) -> sa.Engine:
@@ -64,16 +73,18 @@ def engine(url: sa.URL, *, lock_timeout_s: float) -> sa.Engine:
         "lock_timeout": f"{lock_timeout_s * 1000:.0f}ms",
         "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",
         "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_S}s",
+        TRANSACTION_TIMEOUT: f"{TRANSACTION_S}s",
     }
+    keepalives = {"idle": SILENT_S, "interval": SILENT_S // 3, "count": 3}
+    to_us = {f"tcp_keepalives_{name}": f"{value}" for name, value in keepalives.items()}
+    to_us["tcp_user_timeout"] = f"{2 * SILENT_S}s"
     made = sa.create_engine(
         url,
         connect_args={
             "application_name": "replicator",
             "connect_timeout": CONNECT_TIMEOUT_S,
-            "keepalives_idle": SILENT_S,  # a server that is gone without a word is found out by TCP
-            "keepalives_interval": SILENT_S // 3,
-            "keepalives_count": 3,
-            "tcp_user_timeout": SILENT_S * 2 * 1000,
+            **{f"keepalives_{name}": value for name, value in keepalives.items()},
+            "tcp_user_timeout": 2 * SILENT_S * 1000,
         },
         pool_size=POOL_KEPT,
         max_overflow=POOL_MAX - POOL_KEPT,
@@ -84,16 +95,18 @@ def engine(url: sa.URL, *, lock_timeout_s: float) -> sa.Engine:
 
     @sa.event.listens_for(made, "connect")
     def _configure(connection: Any, record: Any) -> None:
+        found = connection.execute("SELECT name FROM pg_settings WHERE name = ANY(%s)", [[*timeouts, *to_us]])
+        known = {name for (name,) in found.fetchall()}
         record.info["is_pooled"] = is_pooled(connection)
         if record.info["is_pooled"]:
             connection.prepare_threshold = None
-            record.info["begin"] = "; ".join(
-                ["BEGIN", *(f"SET LOCAL {name} = '{value}'" for name, value in timeouts.items())]
-            )
+            ours = [f"SET LOCAL {name} = '{value}'" for name, value in timeouts.items() if name in known]
+            record.info["begin"] = "; ".join(["BEGIN", *ours])
         else:
             record.info["begin"] = "BEGIN"
-            for name, value in timeouts.items():
-                connection.execute(f"SET {name} = '{value}'")
+            for name, value in {**timeouts, **to_us}.items():
+                if name in known:
+                    connection.execute(f"SET {name} = '{value}'")
         connection.commit()
         record.info["used_at"] = time.monotonic()
 

@@ -22,7 +22,7 @@ import structlog
 from webhook import sweeps
 from webhook.compare import SOURCE, Kind, Listings, Pair, Unordered, judge, looks_equal
 from webhook.deletes import Deletes
-from webhook.entries import BACKFILL, FAILED, RUNNING, SETTLED, WAITING, Request
+from webhook.entries import BACKFILL, FAILED, RUNNING, SETTLED, WAITING, Request, is_own
 from webhook.errors import LedgerUnavailable, ReplicatorError, StoreError
 from webhook.events import key_problem
 from webhook.ledger import Ledger
@@ -30,6 +30,7 @@ from webhook.listing import Listed, Page
 from webhook.processes import is_dead, own_name
 from webhook.rules import Rule, Rules
 from webhook.source import Source
+from webhook.strays import end_strays
 from webhook.sweeps import Sweep, Sweeps
 from webhook.target import Target
 
@@ -99,15 +100,25 @@ class Sweeper:
     """Does the sweeps that are due, one at a time, in a thread of its own. `start` once, `stop` once."""
 
     def __init__(
-        self, sides: Sides, ledger: Ledger, deletes: Deletes, *, interval_s: float, lease_s: float
+        self,
+        sides: Sides,
+        ledger: Ledger,
+        deletes: Deletes,
+        *,
+        interval_s: float,
+        lease_s: float,
+        upload_keep_s: float,
     ) -> None:
-        """`interval_s`: how often each rule is swept, 0: only when asked for."""
+        """`interval_s`: how often each rule is swept, 0: only when asked for; `upload_keep_s`: how long an
+        upload that nobody knows of is left alone.
+        """
         self._sides = sides
         self._ledger = ledger
         self._deletes = deletes
         self._sweeps = Sweeps(ledger)
         self._interval_s = interval_s
         self._lease_s = lease_s
+        self._upload_keep_s = upload_keep_s
         self._name = own_name()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -218,9 +229,18 @@ class Sweeper:
             except Unordered as error:
                 walk.sort_on_disk(error.side)
         self._deletes.look_again(rule.name)
+        if not sweep.prefix:
+            self._end_strays(rule)
         sweep = self._sweeps.end(sweep)
         found = {name: getattr(sweep, name) for name in sweeps.COUNTS}
         log.info("sweep complete", rule=rule.name, sweep=sweep.id, **found)
+
+    def _end_strays(self, rule: Rule) -> None:
+        """What it cannot end now is there at the next sweep."""
+        try:
+            end_strays(rule, self._sides.targets[rule.target], self._ledger, keep_s=self._upload_keep_s)
+        except StoreError as error:
+            log.warning("cannot end stray uploads", rule=rule.name, error=error.message)
 
     def _take_lease(self) -> bool:
         until = time.monotonic() + self._lease_s
@@ -288,7 +308,7 @@ class _Walk:
         for pair in listings.pairs():
             source, target = pair
             here = source or target
-            assert here is not None  # noqa: S101 - one of the two is there
+            assert here is not None  # noqa: S101 - one of the two is there # nosec B101
             key = here.key
             counts["compared"] += 1
             counts["compared_bytes"] += source.size if source else 0
@@ -358,6 +378,7 @@ class _Walk:
             event_at=source.modified_at,
             asked_at=self._behind_since(source.modified_at),
             missed_at=self._ledger.clock() if is_missed else None,
+            etag=source.etag,
         )
 
     def _behind_since(self, modified_at: float) -> float:
@@ -369,9 +390,11 @@ class _Walk:
     def _removal(self, pair: Pair, entry: Mapping[str, Any] | None) -> Request | None:
         """For a key that only the target has, and that this service put there."""
         target = pair[1]
-        is_ours = entry and entry["state"] == SETTLED and target and entry["target_etag"] == target.etag
-        # what is held back waits for a person
-        if not self._rule.deletes or not is_ours:
+        if not self._rule.deletes or not entry or not target:
+            return None
+        if entry["state"] != SETTLED:  # it is looked at anyway, or waits for a person
+            return None
+        if not is_own(target.etag, entry["target_etag"], entry["told_etags"]):
             return None
         if self._source_is_empty and not self._sweep.prefix:
             self._deletes.trip(self._rule.name, "the source lists no object at all")

@@ -94,15 +94,11 @@ def open_stores(configured: Settings, ledger: Ledger | None = None) -> Sides:
 
     The targets' limits hold for all processes that share the ledger; without one, for this process.
     """
-    connections = configured.worker.threads * 2 + 32
     slots = LedgerSlots(ledger) if ledger else None
     return Sides(
         rules=configured.rules,
         source=Source(configured.source),
-        targets={
-            name: Target(each, connections_max=connections, name=name, slots=slots)
-            for name, each in configured.targets.items()
-        },
+        targets={name: Target(each, name=name, slots=slots) for name, each in configured.targets.items()},
     )
 
 
@@ -140,6 +136,7 @@ def assemble(configured: Settings) -> Service:
         deletes,
         interval_s=configured.reconcile_interval_s,
         lease_s=configured.worker.lease_s,
+        upload_keep_s=configured.worker.upload_keep_s,
     )
     worker = Worker(means, ledger, configured.worker)
     return Service(

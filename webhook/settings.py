@@ -170,20 +170,22 @@ def load(folder: Path | None = None) -> Settings:
 
 
 def from_environ(environ: Mapping[str, str], folder: Path | None = None) -> Settings:
-    """Settings from a mapping of variables; RULES_FILE is a path from `folder` (default: the current one).
+    """Settings from a mapping of variables. RULES_FILE and the files of secrets, such as API_TOKEN_FILE, are
+    paths from `folder` (default: the current one).
 
     Raises: SettingsError, naming every problem at once.
     """
-    read = Variables(environ)
+    folder = folder or Path.cwd()
+    read = Variables(environ, folder)
     source = _store(read, "MINIO")
-    targets, templates = _replication(read, folder or Path.cwd(), source.endpoint_url)
+    targets, templates = _replication(read, folder, source.endpoint_url)
     settings = Settings(
         source=source,
         targets=targets,
         rules=Rules(templates=templates),
         web=WebSettings(
-            webhook_auth_token=read.text("WEBHOOK_AUTH_TOKEN", ""),
-            api_token=read.text("API_TOKEN", ""),
+            webhook_auth_token=read.secret("WEBHOOK_AUTH_TOKEN", ""),
+            api_token=read.secret("API_TOKEN", ""),
             port=read.whole("PORT", 8000, least=1, most=65535),
             metrics_public=read.flag("METRICS_PUBLIC", default=False),
         ),
@@ -222,19 +224,24 @@ def from_environ(environ: Mapping[str, str], folder: Path | None = None) -> Sett
 def _store(read: Variables, prefix: str, *, preset: Preset = presets.OTHER) -> StoreSettings:
     return StoreSettings(
         endpoint_url=read.endpoint(f"{prefix}_ENDPOINT"),
-        access_key=read.text(f"{prefix}_ACCESS_KEY"),
-        secret_key=read.text(f"{prefix}_SECRET_KEY"),
+        access_key=read.secret(f"{prefix}_ACCESS_KEY"),
+        secret_key=read.secret(f"{prefix}_SECRET_KEY"),
         region=read.text(f"{prefix}_REGION", preset.region),
-        ca_file=read.text("SSL_CERT_FILE", certifi.where()),
+        ca_file=ca_file(read, prefix),
         preset=preset,
     )
+
+
+def ca_file(read: Variables, prefix: str) -> str:
+    """The certificate authorities that a store is checked against: its own, those for all, the usual ones."""
+    return read.certificates(f"{prefix}_CA_BUNDLE", "SSL_CERT_FILE", default=certifi.where())
 
 
 def _events(read: Variables) -> EventsSettings | None:
     servers = read.nats_servers("EVENTS_FROM")
     subject = read.nats_subject("EVENTS_SUBJECT", "minio.events")
-    ca_file = read.text("SSL_CERT_FILE", certifi.where())
-    return EventsSettings(servers=servers, subject=subject, ca_file=ca_file) if servers else None
+    trusted = read.certificates("SSL_CERT_FILE", default=certifi.where())
+    return EventsSettings(servers=servers, subject=subject, ca_file=trusted) if servers else None
 
 
 def _traces(read: Variables) -> TracesSettings | None:
@@ -265,10 +272,10 @@ def _file_target(read: Variables, table: TargetTable) -> StoreSettings:
     endpoint = table.endpoint or preset.endpoint.replace("{region}", region)
     store = StoreSettings(
         endpoint_url=read.as_endpoint(f"{table.title} endpoint", endpoint),
-        access_key=read.text(f"{table.variables}_ACCESS_KEY"),
-        secret_key=read.text(f"{table.variables}_SECRET_KEY"),
+        access_key=read.secret(f"{table.variables}_ACCESS_KEY"),
+        secret_key=read.secret(f"{table.variables}_SECRET_KEY"),
         region=region,
-        ca_file=read.text("SSL_CERT_FILE", certifi.where()),
+        ca_file=ca_file(read, table.variables),
         preset=preset,
     )
     return _with_limits(read, store, table)

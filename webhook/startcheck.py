@@ -16,11 +16,12 @@ from webhook.database import parse_url
 from webhook.disks import worries
 from webhook.errors import ReplicatorError
 from webhook.reconcile import Sides
-from webhook.settings import Settings
+from webhook.settings import Settings, WebSettings
 
 SKEW_MAX_S = 5.0
 BUCKETS_MAX = 20
 """Asked whether they tell of changes."""
+TOKEN_MIN_CHARS = 16
 Said = tuple[str, str]
 """What is wrong, and what to do about it."""
 
@@ -35,6 +36,8 @@ def begin(checks: Mapping[str, Callable[[], object]], sides: Sides, configured: 
 
 
 def _look(checks: Mapping[str, Callable[[], object]], sides: Sides, configured: Settings) -> None:
+    for text, hint in _tokens(configured.web):
+        log.warning("checked at start", part="tokens", found=text, hint=hint)
     for part, check in checks.items():
         found = [_failed(check), *_more(part, sides, configured)]
         wrong = [said for said in found if said]
@@ -42,6 +45,16 @@ def _look(checks: Mapping[str, Callable[[], object]], sides: Sides, configured: 
             log.warning("checked at start", part=part, found=text, hint=hint)
         if not wrong:
             log.info("checked at start", part=part, found="fine")
+
+
+def _tokens(web: WebSettings) -> Iterator[Said]:
+    """Nothing limits how often somebody may guess: that it is hopeless lies in the tokens."""
+    hint = "Make one of its own: openssl rand -hex 32."
+    for name, token in (("WEBHOOK_AUTH_TOKEN", web.webhook_auth_token), ("API_TOKEN", web.api_token)):
+        if 0 < len(token) < TOKEN_MIN_CHARS:
+            yield f"{name} is shorter than {TOKEN_MIN_CHARS} characters, and can be guessed", hint
+    if web.api_token and web.api_token == web.webhook_auth_token:
+        yield "API_TOKEN is WEBHOOK_AUTH_TOKEN: who reads MinIO's configuration may do everything here", hint
 
 
 def _failed(check: Callable[[], object]) -> Said | None:

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from webhook.compiled import Compiled, ForEachRow, InsertRows, insert_or
 from webhook.entries import (
     BACKFILL,
+    ETAG_MAX_CHARS,
     EVENT_ID_CHARS,
     FAILED,
     HELD,
@@ -42,6 +43,8 @@ from webhook.tables import COUNTS, ENTRIES, MINUTES, QUARANTINE
 
 EVENTS_REMEMBERED = 16
 """Events of one entry whose second delivery is recognised; beyond them it costs a look at the stores."""
+ETAGS_REMEMBERED_CHARS = 8 * (32 + 1)
+"""Eight of objects in one part."""
 ATTEMPTS_REMEMBERED = 20
 AFTER_EVERY_KEY = "\U0010ffff"
 """The last code point there is, and no character: prefix + this sorts behind all keys with the prefix."""
@@ -50,7 +53,7 @@ bind = sa.bindparam
 _CLAIM_COLUMNS = (
     *("rule", "key", "generation", "lane", "attempts", "backoff_s", "event_at"),
     *("source_etag", "target_etag", "upload", "lost", "history", "gone_at", "removal_told", "settled_at"),
-    "trace",
+    *("trace", "told_etags"),
 )
 
 
@@ -84,6 +87,7 @@ def new_row(request: Request, *, lane: str, now: float) -> dict[str, Any]:
         "removal_told": int(request.is_removal),
         "missed_at": request.missed_at,
         "trace": request.trace,
+        "told_etags": f"{request.etag} " if 0 < len(request.etag) <= ETAG_MAX_CHARS else "",
     }
 
 
@@ -106,6 +110,8 @@ def put_entries(insert: Any, *, hurry: bool) -> Any:
     starts = sa.and_(counts, ROW.due_at.is_(None))  # settled, failed or held
     returns = sa.and_(counts, ROW.gone_at.is_not(None), new.removal_told == 0)
     hurries = sa.or_(starts, sa.and_(ROW.state == WAITING, counts if hurry else returns))
+    # claims look at a lane from what was due first the last time: what comes in there is due from now on
+    changes_lanes = sa.and_(counts, new.lane == LIVE, ROW.lane != LIVE, ROW.due_at < new.due_at)
     remembered = EVENTS_REMEMBERED * (EVENT_ID_CHARS + 1)
     # unless an event has told of it since the sweep looked
     was_missed = sa.and_(new.missed_at.is_not(None), ROW.state == SETTLED, new.event_at > ROW.event_at)
@@ -116,7 +122,7 @@ def put_entries(insert: Any, *, hurry: bool) -> Any:
             "generation": sa.case((counts, ROW.generation + 1), else_=ROW.generation),
             "state": sa.case((starts, WAITING), else_=ROW.state),
             "lane": sa.case((starts, new.lane), (sa.and_(counts, new.lane == LIVE), LIVE), else_=ROW.lane),
-            "due_at": sa.case((hurries, new.due_at), else_=ROW.due_at),
+            "due_at": sa.case((sa.or_(hurries, changes_lanes), new.due_at), else_=ROW.due_at),
             "attempts": sa.case((starts, 0), else_=ROW.attempts),
             "backoff_s": sa.case((starts, 0.0), else_=ROW.backoff_s),
             "event_at": sa.case((counts, new.event_at), else_=ROW.event_at),
@@ -137,13 +143,16 @@ def put_entries(insert: Any, *, hurry: bool) -> Any:
                 else_=ROW.missed_at,
             ),
             "trace": sa.case((counts, new.trace), else_=ROW.trace),
+            "told_etags": sa.case(
+                (sa.or_(repeated, ROW.told_etags.contains(new.told_etags)), ROW.told_etags),
+                else_=sa.func.substr(new.told_etags + ROW.told_etags, 1, ETAGS_REMEMBERED_CHARS),
+            ),
         },
     )
 
 
-def keep_misfits(dialect: str) -> Any:
-    """Inserts misfits, or counts those that are there."""
-    insert = insert_or(dialect, QUARANTINE)
+def keep_misfits(insert: Any) -> Any:
+    """An INSERT of misfits that counts those that are there."""
     return insert.on_conflict_do_update(
         index_elements=[QUARANTINE.c.record_id],
         set_={
@@ -159,9 +168,8 @@ def update_in_order(*conditions: sa.ColumnElement[bool]) -> sa.Update:
     return sa.update(ENTRIES).where(sa.tuple_(ROW.rule, ROW.key).in_(entries))
 
 
-def count_minutes(dialect: str) -> Any:
-    """Adds to the counts of what was settled in a minute."""
-    insert = insert_or(dialect, MINUTES)
+def count_minutes(insert: Any) -> Any:
+    """An INSERT of what was settled in a minute that adds to the counts that are there."""
     counts = MINUTES.c
     return insert.on_conflict_do_update(
         index_elements=[counts.minute, counts.rule, counts.lane, counts.bucket, counts.share],
@@ -297,76 +305,94 @@ def within(rule: str | None, prefix: str) -> Iterable[sa.ColumnElement[bool]]:
 
 def _finish_statements() -> dict[type, Any]:
     """One UPDATE for each kind of ending, for many rows at once; see `ending_row` for the names."""
-    moved = ROW.generation > ROW.claimed_generation
-    held = _held()
     now = bind("_now", type_=sa.Double)
-    again = sa.case((moved, now), else_=sa.null())
+    kinds = {
+        Settled: _settle(now),
+        Retried: _retry(),
+        Buried: _bury(now),
+        Released: {"state": WAITING, "due_at": now, "attempts": ROW.attempts - 1},
+        Parked: {
+            "state": WAITING,
+            "due_at": sa.cast(sa.literal(PARKED_AT), sa.Double),
+            "attempts": ROW.attempts - 1,
+        },
+        Deferred: _defer(now),
+        Held: _hold(now),
+    }
+    return {kind: _held().values(worker=None, **values) for kind, values in kinds.items()}
+
+
+_MOVED = ROW.generation > ROW.claimed_generation
+"""True where it was asked for again since the claim."""
+_AFRESH: Mapping[str, Any] = {"attempts": 0, "backoff_s": 0.0}
+
+
+def _at_once(now: Any) -> sa.ColumnElement[Any]:
+    """When it is due that was asked for again; NULL: it was not."""
+    return sa.case((_MOVED, now), else_=sa.null())
+
+
+def _error() -> dict[str, Any]:
+    return {name: bind(f"_{name}") for name in ("error_code", "error", "history")}
+
+
+def _settle(now: Any) -> dict[str, Any]:
     claimed_at = bind("_claimed_at", type_=sa.Double)
     asked_since = sa.case((ROW.event_at < claimed_at, ROW.event_at), else_=claimed_at)
     result = ("outcome", "size", "source_etag", "source_version", "target_etag", "cid", "lost", "history")
     return {
-        Settled: held.values(
-            state=sa.case((moved, WAITING), else_=SETTLED),
-            due_at=again,
-            attempts=0,
-            backoff_s=0.0,
-            worker=None,
-            settled_at=now,
-            error_code=None,
-            error=None,
-            upload=None,
-            asked_at=sa.case((moved, asked_since), else_=sa.null()),
-            removal_told=sa.case((moved, ROW.removal_told), else_=0),
-            gone_at=sa.case((~moved, sa.cast(bind("_gone_at"), sa.Double)), else_=sa.null()),
-            **{name: bind(f"_{name}") for name in result},
+        "state": sa.case((_MOVED, WAITING), else_=SETTLED),
+        "due_at": _at_once(now),
+        **_AFRESH,
+        "settled_at": now,
+        **dict.fromkeys(("error_code", "error", "upload")),
+        "asked_at": sa.case((_MOVED, asked_since), else_=sa.null()),
+        "removal_told": sa.case((_MOVED, ROW.removal_told), else_=0),
+        "gone_at": sa.case((~_MOVED, sa.cast(bind("_gone_at"), sa.Double)), else_=sa.null()),
+        **{name: bind(f"_{name}") for name in result},
+    }
+
+
+def _retry() -> dict[str, Any]:
+    return {
+        "state": WAITING,
+        "due_at": bind("_due_at"),
+        "attempts": ROW.attempts - bind("_uncounted", type_=sa.Integer),
+        "backoff_s": bind("_backoff_s"),
+        **_error(),
+    }
+
+
+def _bury(now: Any) -> dict[str, Any]:
+    return {
+        "state": sa.case((_MOVED, WAITING), else_=FAILED),
+        "due_at": _at_once(now),
+        "attempts": sa.case((_MOVED, 0), else_=ROW.attempts),
+        "backoff_s": 0.0,
+        **_error(),
+    }
+
+
+def _defer(now: Any) -> dict[str, Any]:
+    is_back = bind("_is_back", type_=sa.Integer) == 1
+    return {
+        "state": WAITING,
+        "due_at": sa.case((_MOVED, now), else_=bind("_due_at", type_=sa.Double)),
+        **_AFRESH,
+        "gone_at": sa.case(
+            (is_back, sa.null()), (_MOVED, ROW.gone_at), else_=sa.func.coalesce(ROW.gone_at, now)
         ),
-        Retried: held.values(
-            state=WAITING,
-            due_at=bind("_due_at"),
-            attempts=ROW.attempts - bind("_uncounted", type_=sa.Integer),
-            backoff_s=bind("_backoff_s"),
-            worker=None,
-            error_code=bind("_error_code"),
-            error=bind("_error"),
-            history=bind("_history"),
-        ),
-        Buried: held.values(
-            state=sa.case((moved, WAITING), else_=FAILED),
-            due_at=again,
-            attempts=sa.case((moved, 0), else_=ROW.attempts),
-            backoff_s=0.0,
-            worker=None,
-            error_code=bind("_error_code"),
-            error=bind("_error"),
-            history=bind("_history"),
-        ),
-        Released: held.values(state=WAITING, due_at=now, attempts=ROW.attempts - 1, worker=None),
-        Parked: held.values(
-            state=WAITING,
-            due_at=sa.cast(sa.literal(PARKED_AT), sa.Double),
-            attempts=ROW.attempts - 1,
-            worker=None,
-        ),
-        Deferred: held.values(
-            state=WAITING,
-            due_at=sa.case((moved, now), else_=bind("_due_at", type_=sa.Double)),
-            attempts=0,
-            backoff_s=0.0,
-            worker=None,
-            gone_at=sa.case(
-                (bind("_is_back", type_=sa.Integer) == 1, sa.null()),
-                (moved, ROW.gone_at),
-                else_=sa.func.coalesce(ROW.gone_at, now),
-            ),
-            upload=None,
-        ),
-        Held: held.values(
-            state=sa.case((moved, WAITING), else_=HELD),
-            due_at=again,
-            attempts=0,
-            backoff_s=0.0,
-            worker=None,
-        ),
+        "upload": None,
+    }
+
+
+def _hold(now: Any) -> dict[str, Any]:
+    """One that a person has discarded since the claim is looked at anew: nobody would decide on it again."""
+    is_open = sa.and_(~_MOVED, ROW.gone_at.is_not(None))
+    return {
+        "state": sa.case((is_open, HELD), else_=WAITING),
+        "due_at": sa.case((is_open, sa.null()), else_=now),
+        **_AFRESH,
     }
 
 
@@ -380,7 +406,7 @@ class Statements:
         put_now = put_entries(insert_or(dialect, ENTRIES), hurry=True).returning(ROW.generation)
         self.put_now = Compiled(put_now, engine, columns=row)
         misfit = list(misfit_row(Misfit(record_id="", reason="", raw=""), now=0.0))
-        self.keep = Compiled(keep_misfits(dialect), engine, columns=misfit)
+        self.keep = InsertRows(QUARANTINE, misfit, engine, keep_misfits)
         self.next_due = Compiled(_next_due(), engine)
         self.claim = Compiled(_claim(_due(dialect, by_place=by_place)), engine)
         self.claim_one = Compiled(_claim(_free()), engine)
@@ -392,9 +418,8 @@ class Statements:
         self.note_upload = Compiled(_held().values(upload=bind("_upload")), engine)
         ends = _finish_statements().items()
         self.finish = {kind: ForEachRow(each, engine, types=_TYPES) for kind, each in ends}
-        minute = [column.name for column in MINUTES.columns]
-        self.count_minutes = Compiled(count_minutes(dialect), engine, columns=minute)
-        self.add_counts = InsertRows(COUNTS, [each.name for each in COUNTS.columns], engine, add_counts)
+        self.count_minutes = InsertRows(MINUTES, list(MINUTES.columns.keys()), engine, count_minutes)
+        self.add_counts = InsertRows(COUNTS, list(COUNTS.columns.keys()), engine, add_counts)
 
 
 def ending_row(ending: Ending, now: float) -> dict[str, Any]:
@@ -487,5 +512,6 @@ def readable(row: sa.RowMapping) -> Mapping[str, Any]:
     for name in ("lost", "history"):
         entry[name] = json.loads(entry[name])
     entry.pop("recent_events")
+    entry.pop("told_etags")
     entry["attempts_made"] = entry.pop("history")
     return entry

@@ -31,7 +31,7 @@ from webhook.errors import (
     StoreUnavailable,
 )
 from webhook.listing import PAGE_MAX_BYTES, Page, read_page
-from webhook.objects import ObjectInfo, info_from_headers
+from webhook.objects import DIGITS_MAX, ObjectInfo, info_from_headers
 from webhook.pace import Pace, Right, Turn
 from webhook.settings import StoreSettings
 from webhook.sigv4 import Signer
@@ -39,7 +39,8 @@ from webhook.sigv4 import Signer
 TEXT_MAX_BYTES = 64 * 1024
 """Error documents and tags are far smaller."""
 _CERTIFICATE_HINT = (
-    "Check the store's certificate; name a certificate authority of your own in SSL_CERT_FILE."
+    "Check the store's certificate; name a certificate authority of your own in MINIO_CA_BUNDLE or "
+    "FILEBASE_CA_BUNDLE, or for all in SSL_CERT_FILE."
 )
 
 
@@ -67,11 +68,13 @@ class Store:
         self._side = side
         self._pace = pace
         self._connections = Connections(settings.endpoint_url, ca_file=settings.ca_file)
+        self.host = self._connections.host
+        """As the Host header has it."""
         self._signer = Signer(
             access_key=settings.access_key,
             secret_key=settings.secret_key,
             region=settings.region,
-            host=self._connections.host,
+            host=self.host,
         )
 
     def head(
@@ -172,15 +175,23 @@ class Store:
             with self._errors(place):
                 given = _checked(headers or {})
                 encoded, signed = self._signer.sign(method, path, query, given, at=time.time())
-                signed["host"] = self._connections.host
-                request = Request(method, f"{path}?{encoded}" if encoded else path, signed, body, check)
-                connection, response = self._connections.send(request)
-            reading = Reading(self._connections, connection, response, place)
-            _raise_unless_good(reading, response.status, place)
+                signed["host"] = self.host
+            target = f"{path}?{encoded}" if encoded else path
+            reading = self.carry(Request(method, target, signed, body, check), place)
         except BaseException as error:
             turn.end(error)
             raise
         reading.turn = turn
+        return reading
+
+    def carry(self, request: Request, place: Place) -> Reading:
+        """Sends a request that is signed, without waiting for the pace; gives its good answer, whose body is
+        still to be read. Raises: StoreError, and what its check does.
+        """
+        with self._errors(place):
+            connection, response = self._connections.send(request)
+        reading = Reading(self._connections, connection, response, place)
+        _raise_unless_good(reading, response.status, place)
         return reading
 
     def close(self) -> None:
@@ -197,7 +208,7 @@ class Store:
             raise StoreUnavailable(text, place, hint=_CERTIFICATE_HINT) from None
         except OSError as error:
             reason = error.strerror or str(error) or type(error).__name__
-            text = f"no answer from {self._connections.host} ({reason})"
+            text = f"no answer from {self.host} ({reason})"
             timed_out = isinstance(error, TimeoutError)
             raise StoreUnavailable(text, place, hint=SILENT_HINT, timed_out=timed_out) from None
         except http.client.HTTPException:
@@ -290,7 +301,7 @@ class Reading:
 def _raise_unless_good(reading: Reading, status: int, place: Place) -> None:
     """Raises the error that an answer other than 2xx means, and closes it then."""
     length = reading.headers.get("content-length", "0")
-    is_s3 = length.isascii() and length.isdigit()
+    is_s3 = length.isascii() and length.isdigit() and len(length) <= DIGITS_MAX
     if is_s3 and 200 <= status < 300:
         return
     with reading:
@@ -300,7 +311,7 @@ def _raise_unless_good(reading: Reading, status: int, place: Place) -> None:
 def _seconds(date: str) -> float:
     try:
         return parsedate_to_datetime(date).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 

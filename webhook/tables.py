@@ -52,6 +52,8 @@ ENTRIES = sa.Table(
     sa.Column("missed_at", sa.Double),
     # W3C traceparent of what asked last, where traces are kept
     sa.Column("trace", sa.Text),
+    # the latest ETags that events and sweeps told of, newest first, each followed by a space
+    sa.Column("told_etags", sa.Text),
 )
 
 QUARANTINE = sa.Table(

@@ -1,7 +1,7 @@
 """The store that objects are written to.
 
-Uploads in parts are listed, ended and given up through boto3, whose exceptions only this module and
-answers.py see; all else goes the short way of `webhook.store`.
+Requests to list uploads in parts, to end them and to give them up are made and signed by boto3, which reads
+their answers too; only this module and answers.py see its exceptions. All are sent by `webhook.store`.
 """
 
 from __future__ import annotations
@@ -9,24 +9,27 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import format_datetime, parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import boto3
 from botocore import xform_name
+from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse
 from botocore.config import Config
-from botocore.exceptions import ConnectionClosedError
 
-from webhook.answers import boto_errors, not_s3
+from webhook.answers import boto_errors, not_s3, read_xml
 from webhook.conditions import IF_MATCH, IF_NEW, Conditions
-from webhook.connections import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+from webhook.connections import Request
 from webhook.errors import NoSuchKey, Place, StoreError, StoreUnavailable
 from webhook.findings import Findings
-from webhook.listing import Page
+from webhook.layout import PARTS_MAX
+from webhook.listing import PAGE_MAX_BYTES, Page
 from webhook.objects import STAMP, ObjectInfo, Properties, is_opaque
 from webhook.pace import Pace, Right, Slots
 from webhook.settings import StoreSettings
@@ -55,6 +58,15 @@ class UploadedPart:
     etag: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """An upload that was neither completed nor aborted; when it was begun, in seconds since 1970."""
+
+    key: str
+    id: str
+    begun_at: float
+
+
 class Target:
     """Thread-safe. Create it after the fork.
 
@@ -66,7 +78,6 @@ class Target:
         self,
         settings: StoreSettings,
         *,
-        connections_max: int,
         name: str = "target",
         slots: Slots | None = None,
     ) -> None:
@@ -74,7 +85,6 @@ class Target:
         preset = settings.preset
         self._pace = Pace(name, max_rps=settings.max_rps, max_mbps=settings.max_mbps, slots=slots)
         checksums = "when_supported" if preset.sends_checksums else "when_required"
-        is_plain = settings.endpoint_url.startswith("http:")
         self.takes_tags = preset.takes_tags
         """False where the store is known to have no tagging, or has said so."""
         self._store = Store(settings, side="target", pace=self._pace)
@@ -88,26 +98,24 @@ class Target:
             match=preset.heeds_on_complete,
         )
         self.deletes = Conditions(name, "DeleteObject", only_new=False, match=preset.heeds_on_delete)
-        self._client = boto3.session.Session().client(
+        self._asking = threading.local()
+        self._boto = boto3.session.Session().client(
             "s3",
             endpoint_url=settings.endpoint_url,
             aws_access_key_id=settings.access_key,
             aws_secret_access_key=settings.secret_key,
             region_name=settings.region,
-            verify=settings.ca_file,
             config=Config(
                 signature_version="s3v4",
-                connect_timeout=CONNECT_TIMEOUT_S,
-                read_timeout=READ_TIMEOUT_S,
-                max_pool_connections=connections_max,
                 retries={"total_max_attempts": 1, "mode": "standard"},
                 # Trailers and their framing confuse many other stores.
                 request_checksum_calculation=checksums,
                 response_checksum_validation=checksums,
                 s3={"addressing_style": "path"},
-                proxies={"http": ""} if is_plain else None,  # as for all other requests
             ),
         )
+        self._boto.meta.events.register("before-sign.s3", self._name_host)
+        self._boto.meta.events.register("before-send.s3", self._send)
 
     @property
     def limit(self) -> int | None:
@@ -143,7 +151,7 @@ class Target:
     def close(self) -> None:
         """Closes the connections that are not in use."""
         self._store.close()
-        self._client.close()
+        self._boto.close()
 
     def place(self, operation: str, bucket: str, key: str) -> Place:
         """For errors."""
@@ -265,15 +273,33 @@ class Target:
                 page = self._ask(
                     "ListParts", bucket, key, permit=permit, UploadId=upload_id, PartNumberMarker=after
                 )
+                known = len(found)
                 for part in page.get("Parts", []):
                     after = part["PartNumber"]
                     found[after] = UploadedPart(size=part["Size"], etag=part["ETag"].strip('"'))
                 if not page.get("IsTruncated") or not page.get("Parts"):
                     return found
+                leads_back = len(found) == known
+                if leads_back or len(found) > PARTS_MAX:
+                    raise not_s3(self.place("ListParts", bucket, key))
         except StoreError as error:
             if error.store_code == "NoSuchUpload" or isinstance(error, NoSuchKey):
                 return None
             raise
+
+    def uploads(self, bucket: str, prefix: str) -> Iterator[Unfinished]:
+        """The unfinished uploads of keys with this prefix, page by page. Raises: StoreError."""
+        marks: dict[str, Any] = {}
+        while True:
+            # no encoding-type: not all stores that confirm it encode keys
+            page = self._ask("ListMultipartUploads", bucket, "", Prefix=prefix, **marks)
+            for each in page.get("Uploads", []):
+                begun_at = each["Initiated"].timestamp()
+                yield Unfinished(key=each["Key"], id=each["UploadId"], begun_at=begun_at)
+            last = {f"{name}Marker": page.get(f"Next{name}Marker") or "" for name in ("Key", "UploadId")}
+            if not page.get("IsTruncated") or last == marks:
+                return
+            marks = last
 
     def complete_upload(
         self,
@@ -359,23 +385,36 @@ class Target:
         permit: Right | None = None,
         **parameters: Any,
     ) -> dict[str, Any]:
-        """One request, asking `permit` right before it. `wanted`: what an answer of S3 to it always has."""
+        """One request that boto3 makes, asking `permit` right before it is sent. `wanted`: what an answer of
+        S3 to it always has.
+        """
+        place = self.place(operation, bucket, key)
+        parameters |= {"Bucket": bucket, **({"Key": key} if key else {})}
+        self._asking.place, self._asking.check = place, permit.check if permit else None
+        with self._pace.request(place, permit), boto_errors(place):
+            answer: dict[str, Any] = getattr(self._boto, xform_name(operation))(**parameters)
+        if wanted and wanted not in answer:
+            raise not_s3(place)
+        return answer
 
-        def call() -> dict[str, Any]:
-            if permit:
-                permit.check()
-            answer: dict[str, Any] = getattr(self._client, xform_name(operation))(**parameters)
-            return checked(answer)
+    def _name_host(self, request: AWSRequest, **_: object) -> None:
+        request.headers["Host"] = self._store.host  # boto3 would sign it as it spells it
 
-        parameters |= {"Bucket": bucket, "Key": key}
-        with (
-            self._pace.request(self.place(operation, bucket, key), permit),
-            boto_errors(operation, bucket, key, wanted=wanted) as checked,
-        ):
-            try:
-                return call()
-            except ConnectionClosedError:  # a kept-alive connection that the store had closed meanwhile
-                return call()
+    def _send(self, request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        """Sends what this thread asks by our own connections, which read no more of an answer than S3 sends,
+        wherever it comes from.
+        """
+        place: Place = self._asking.place
+        url = urlsplit(request.url)
+        headers = {name: value for name, value in request.headers.items() if name != "Content-Length"}
+        body = None if request.body is None else memoryview(request.body)
+        target = f"{url.path}?{url.query}" if url.query else url.path
+        sent = Request(request.method, target, headers, body, self._asking.check)
+        with self._store.carry(sent, place) as reading:
+            text = reading.text(PAGE_MAX_BYTES)
+        if text and read_xml(text) is None:
+            raise not_s3(place)
+        return AWSResponse(request.url, HTTPStatus.OK, reading.headers, _Read(text))
 
     def _with_attributes(
         self, attributes: Attributes, send: Callable[[Mapping[str, str]], T]
@@ -390,6 +429,17 @@ class Target:
                     raise
                 self.takes_tags = False
         return send(headers), (*lost, "tags") if attributes.tags else lost
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A body as botocore reads it."""
+
+    text: bytes
+
+    def stream(self) -> Iterator[bytes]:
+        """All of it."""
+        yield self.text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,9 +481,9 @@ def _http_date(text: str) -> str:
         return ""
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+        return format_datetime(moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC), usegmt=True)
+    except (ValueError, OverflowError):
         return ""
-    return format_datetime(moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC), usegmt=True)
 
 
 def _written(headers: Mapping[str, str]) -> Written:

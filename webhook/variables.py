@@ -1,17 +1,22 @@
 """Variables → values, and what is wrong with them.
 
 A problem is one sentence that begins with the variable's name. No value is repeated that may be a secret.
+A secret may also stand in a file: NAME_FILE names it, as those of Docker and Kubernetes are given.
 """
 
 from __future__ import annotations
 
 import re
+import ssl
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 T = TypeVar("T")
+SECRET_MAX_BYTES = 16_384
 _SUBJECT = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -29,11 +34,13 @@ class NatsServers:
 class Variables:
     """Takes variables one by one and collects what is wrong with them.
 
-    Each method gives the value of the variable called `name`, or something of its type where it cannot.
+    Each method gives the value of the variable called `name`, or something of its type where it cannot. Files
+    are looked for from `folder`.
     """
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], folder: Path) -> None:
         self._environ = environ
+        self._folder = folder
         self.problems: list[str] = []
 
     def text(self, name: str, default: str | None = None) -> str:
@@ -44,6 +51,34 @@ class Variables:
         if default is None:
             self.problems.append(f"{name} is missing")
         return default or ""
+
+    def secret(self, name: str, default: str | None = None) -> str:
+        """As `text`, or what stands in the file that `name`_FILE names, without blanks around it."""
+        file_name = self.text(f"{name}_FILE", "")
+        if not file_name:
+            return self.text(name, default)
+        if self.text(name, ""):
+            self.problems.append(f"{name} and {name}_FILE are both set: leave one of them empty")
+            return default or ""
+        path = self._folder / file_name
+        try:
+            return _one_line(path)
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}"
+        except UnicodeDecodeError:
+            problem = "is not UTF-8"  # and no byte of it is told
+        except ValueError as error:
+            problem = str(error)
+        self.problems.append(f"{name}_FILE {str(path)!r} {problem}")
+        return default or ""
+
+    def certificates(self, *names: str, default: str) -> str:
+        """The PEM file of certificate authorities that the first of these variables names that is set."""
+        for name in names:
+            if path := self.text(name, ""):
+                self.check(name, path, _certificates_problem)
+                return path
+        return default
 
     def endpoint(self, name: str) -> str:
         """Scheme, host and port of a store."""
@@ -63,7 +98,7 @@ class Variables:
 
     def pairs(self, name: str) -> dict[str, str]:
         """`name=value` with commas between, percent-encoded, as in W3C Baggage. No value is ever repeated."""
-        value = self.text(name, "")
+        value = self.secret(name, "")
         return self._parsed(name, value, _pairs, 'must be like "name=value,other=value"', {})
 
     def names(self, name: str, problem_of: Callable[[str], str | None]) -> tuple[str, ...]:
@@ -83,14 +118,14 @@ class Variables:
 
     def database_url(self, name: str, default: str) -> str:
         """The URL of an SQLite file or of PostgreSQL."""
-        value = self.text(name, default)
+        value = self.secret(name, default)
         if not value.startswith(("sqlite:///", "postgres://", "postgresql://", "postgresql+psycopg://")):
             self.problems.append(f"{name} must begin with sqlite:/// or postgresql://")
         return value
 
     def nats_servers(self, name: str) -> NatsServers | None:
         """Servers with commas between them; None where none are named."""
-        value = self.text(name, "")
+        value = self.secret(name, "")
         problem = 'must be like "nats://user:password@host:4222"; several: with commas, and the same login'
         return self._parsed(name, value, _nats_servers, problem, None) if value else None
 
@@ -129,6 +164,30 @@ class Variables:
         except (ValueError, KeyError):
             self.problems.append(f"{name} {problem}")
             return fallback
+
+
+def _one_line(path: Path) -> str:
+    """What stands in a file. Raises: OSError, UnicodeDecodeError, ValueError that has no word of it."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("is no file")  # a pipe could be read once only, and might never end
+    with path.open("rb") as file:
+        content = file.read(SECRET_MAX_BYTES + 1)
+    if len(content) > SECRET_MAX_BYTES:
+        raise ValueError(f"is larger than {SECRET_MAX_BYTES} bytes")
+    value = content.decode("utf-8").strip()
+    if not value:
+        raise ValueError("is empty")
+    if not value.isprintable():
+        raise ValueError("must hold one line of text")
+    return value
+
+
+def _certificates_problem(path: str) -> str | None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError as error:
+        return f"names {path!r}, which cannot be read as certificates ({error.strerror or 'it holds none'})"
+    return None
 
 
 def _endpoint_url(value: str) -> str:

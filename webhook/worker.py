@@ -288,6 +288,8 @@ class Worker:
         while True:
             with self._surviving("cannot prolong leases"):
                 self._keep_leases()
+                if by_s := self._ledger.heed_clock():
+                    log.warning("the clock was set back", by_s=round(by_s))
                 self._ledger.release_of(is_dead)
                 self._means.pauses.keep()
                 self._ledger.keep_counts()

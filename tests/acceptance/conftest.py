@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from minio.notificationconfig import NotificationConfig, QueueConfig
 from scripts.local_servers import Gateway, PostgreSQL, SeaweedFS
 from scripts.local_service import WEBHOOK_AUTH_TOKEN, Replicator
 from scripts.local_tools import CheckResult, rclone_check
+from tests.policies import User, add_minio_user, add_seaweed_user, policy
 
 if TYPE_CHECKING:
     from tests.acceptance.fleet import Fleet
@@ -140,35 +142,58 @@ class Stack:
         return [json.loads(line) for line in lines if line.startswith("{")]
 
 
+def add_reader(source: Gateway) -> User:
+    """The service's user at a source; its keys are the same at each."""
+    return add_minio_user(source, "replicator", policy("minio-source", BUCKET))
+
+
+def add_writer(target: SeaweedFS, bucket: str) -> User:
+    """The service's user of a bucket at a target, who may delete there, too."""
+    may = [policy(name, bucket) for name in ("aws-target", "aws-target-deletes")]
+    return add_seaweed_user(target, bucket, *may)
+
+
+def least_keys(source: Gateway, target: SeaweedFS, target_bucket: str) -> dict[str, str]:
+    """The keys of new users who may do what the service needs, deletes too, and nothing else."""
+    reader, writer = add_reader(source), add_writer(target, target_bucket)
+    return {**reader.variables("MINIO"), **writer.variables("FILEBASE")}
+
+
+@contextmanager
+def running_stack(folder: Path, target: SeaweedFS, target_bucket: str, **environ: str) -> Iterator[Stack]:
+    """A stack in this folder; `environ` adds settings of the service. No sweeps but those asked for."""
+    source = Gateway(folder / "source").start()
+    service = Replicator(
+        folder / "service",
+        source=source,
+        source_bucket=BUCKET,
+        target=target,
+        target_bucket=target_bucket,
+        keys=least_keys(source, target, target_bucket),
+        environ={"LOG_FORMAT": "json", "RECONCILE_INTERVAL_S": "0", **environ},
+    )
+    try:
+        service.start()
+        source.client().make_bucket(bucket_name=BUCKET)
+        notify(source, service.events_url, queue_dir=folder / "queue")
+        yield Stack(source=source, target=target, target_bucket=target_bucket, service=service)
+    finally:
+        service.stop()
+        source.stop()
+
+
 @pytest.fixture
 def stack(
     tmp_path: Path, seaweed: SeaweedFS, new_bucket: Callable[[SeaweedFS], str]
 ) -> Iterator[Callable[..., Stack]]:
-    """Starts a stack; `environ` adds settings of the service. No sweeps but those that are asked for."""
-    started: list[Stack] = []
+    """Starts a `running_stack` of the test's own; keywords are settings of the service."""
+    with ExitStack() as running:
 
-    def start(**environ: str) -> Stack:
-        source = Gateway(tmp_path / "source").start()
-        bucket = new_bucket(seaweed)
-        service = Replicator(
-            tmp_path / "service",
-            source=source,
-            source_bucket=BUCKET,
-            target=seaweed,
-            target_bucket=bucket,
-            environ={"LOG_FORMAT": "json", "RECONCILE_INTERVAL_S": "0", **environ},
-        )
-        made = Stack(source=source, target=seaweed, target_bucket=bucket, service=service)
-        started.append(made)
-        service.start()
-        source.client().make_bucket(bucket_name=BUCKET)
-        notify(source, service.events_url, queue_dir=tmp_path / "queue")
-        return made
+        def start(**environ: str) -> Stack:
+            bucket = new_bucket(seaweed)
+            return running.enter_context(running_stack(tmp_path, seaweed, bucket, **environ))
 
-    yield start
-    for made in started:
-        made.service.stop()
-        made.source.stop()
+        yield start
 
 
 @pytest.fixture
@@ -184,10 +209,12 @@ def fleet(
         bucket = new_bucket(seaweed)
         url = database.create_database(f"fleet_{bucket.replace('-', '_')}")
         defaults = {"LOG_FORMAT": "json", "RECONCILE_INTERVAL_S": "0", "LEASE_S": "5", "WORKER_THREADS": "4"}
+        source = Gateway(tmp_path / "source").start()
         fleet = Fleet(
-            source=Gateway(tmp_path / "source").start(),
+            source=source,
             target=seaweed,
             target_bucket=bucket,
+            keys=least_keys(source, seaweed, bucket),
             folder=tmp_path,
             settings={**defaults, "DATABASE_URL": url, **settings},
         )
@@ -200,13 +227,15 @@ def fleet(
         each.stop()
 
 
-def notify(source: Gateway, events_url: str, *, queue_dir: Path) -> None:
-    """Two notification targets, one direct and one that keeps what it could not deliver."""
+def notify(source: Gateway, events_url: str, queued_url: str = "", *, queue_dir: Path) -> None:
+    """Two notification targets: one direct, and one (of `queued_url`, where that is another) that keeps what
+    it could not deliver.
+    """
     queue_dir.mkdir(exist_ok=True)
     environ = {"MINIO_NOTIFY_WEBHOOK_QUEUE_DIR_QUEUE": str(queue_dir)}
-    for name in ("NOW", "QUEUE"):
+    for name, url in (("NOW", events_url), ("QUEUE", queued_url or events_url)):
         environ[f"MINIO_NOTIFY_WEBHOOK_ENABLE_{name}"] = "on"
-        environ[f"MINIO_NOTIFY_WEBHOOK_ENDPOINT_{name}"] = events_url
+        environ[f"MINIO_NOTIFY_WEBHOOK_ENDPOINT_{name}"] = url
         environ[f"MINIO_NOTIFY_WEBHOOK_AUTH_TOKEN_{name}"] = WEBHOOK_AUTH_TOKEN
     source.restart(environ=environ)
     tell(source, *ARNS)

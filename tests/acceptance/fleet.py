@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 
 from scripts.local_servers import Gateway, SeaweedFS
 from scripts.local_service import WEBHOOK_AUTH_TOKEN, LoneWorker, Replicator
-from tests.acceptance.conftest import ARNS, BUCKET, Stack, tell, until
+from tests.acceptance.conftest import BUCKET, Stack, notify, until
 from tests.proxy import Proxy
 
 MIB = 1024 * 1024
@@ -42,10 +42,12 @@ class Fleet(Stack):
         source: Gateway,
         target: SeaweedFS,
         target_bucket: str,
+        keys: dict[str, str],
         folder: Path,
         settings: dict[str, str],
     ) -> None:
         self.source, self.target, self.target_bucket = source, target, target_bucket
+        self._keys = keys
         self.folder = folder
         self.settings = settings
         """What all processes run with."""
@@ -95,19 +97,12 @@ class Fleet(Stack):
             "source_bucket": BUCKET,
             "target": self.target,
             "target_bucket": self.target_bucket,
+            "keys": self._keys,
         }
 
     def notify(self, *, now: str, queue: str) -> None:
         """Has MinIO tell one URL directly, and keep for another what it could not deliver."""
-        folder = self.folder / "queue"
-        folder.mkdir(exist_ok=True)
-        environ = {"MINIO_NOTIFY_WEBHOOK_QUEUE_DIR_QUEUE": str(folder)}
-        for name, url in (("NOW", now), ("QUEUE", queue)):
-            environ[f"MINIO_NOTIFY_WEBHOOK_ENABLE_{name}"] = "on"
-            environ[f"MINIO_NOTIFY_WEBHOOK_ENDPOINT_{name}"] = url
-            environ[f"MINIO_NOTIFY_WEBHOOK_AUTH_TOKEN_{name}"] = WEBHOOK_AUTH_TOKEN
-        self.source.restart(environ=environ)
-        tell(self.source, *ARNS)
+        notify(self.source, now, queue, queue_dir=self.folder / "queue")
 
     def rows(self, *keys: str) -> list[dict[str, Any]]:
         """The ledger's entries in key order, `history` read; of all keys where none are named."""

@@ -71,6 +71,7 @@ def _pump(one: socket.socket, other: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := one.recv(65_536):
             other.sendall(data)
+    with contextlib.suppress(OSError):  # also where the one was reset
         other.shutdown(socket.SHUT_WR)
 
 

@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 import pytest
 
-from scripts.local_servers import Gateway
+from scripts.local_servers import Gateway, SeaweedFS
 from scripts.local_service import WEBHOOK_AUTH_TOKEN
-from tests.acceptance.conftest import ARNS, BUCKET, Stack, content, tell, until
-from tests.proxy import Exchange, Fault, Proxy, after, answering, cut_answer, drop
+from tests.acceptance.conftest import ARNS, BUCKET, Stack, add_reader, content, tell, until
+from tests.proxy import Drop, Exchange, Fault, Proxy, after, answering, cut_answer, drop
 
 ALWAYS = 10_000
 LISTING = "GET bucket"
@@ -205,6 +205,28 @@ def test_no_removal_event_takes_what_somebody_put_in_the_place_of_the_copy(
         assert running.target_body(replaced) == running.target_body(removed) == b"written by hand"
 
 
+def test_a_copy_whose_write_was_not_answered_goes_with_its_object(
+    stack: Callable[..., Stack], seaweed: SeaweedFS
+) -> None:
+    with Proxy(seaweed.endpoint) as proxy:
+        running = stack(REPLICATE_DELETES="true", DELETE_GRACE_S="0", FILEBASE_ENDPOINT=proxy.endpoint)
+        (key,) = fill(running, 1)
+        written: list[str] = []
+
+        def lose(exchange: Exchange) -> None:
+            if exchange.forward().status == 200:  # a probe is refused
+                written.append(running.target_etag(key) or "")
+                running.remove(key)
+                raise Drop
+
+        proxy.plan("PutObject", lose, times=ALWAYS)
+        etag = running.put(key, b"overwritten")
+        until(lambda: running.entry(key)["target_etag"] is None, bound_s=60, what="the delete is done")
+        all_settled(running)
+        assert set(written) == {etag}
+        assert (running.entry(key)["outcome"], running.target_keys()) == ("deleted", {})
+
+
 def test_a_service_killed_within_the_grace_period_deletes_once_and_nothing_else(
     stack: Callable[..., Stack],
 ) -> None:
@@ -371,6 +393,7 @@ def test_a_source_that_comes_up_empty_takes_nothing_along_however_few_its_object
     keys = fill(running, 12)
     running.source.stop()
     with Emptied(tmp_path / "empty", running.source) as empty:
+        add_reader(empty)
         sweep_fails(running, "no bucket")
         empty.client().make_bucket(bucket_name=BUCKET)
         found = running.sweep()

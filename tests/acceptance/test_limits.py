@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -60,20 +60,6 @@ def test_a_large_object_is_copied_within_the_memory_budget(stack: Callable[..., 
     peak_mib = PeakMemory(running.service.pid).largest_process()
     sys.stdout.write(f"\npeak memory: {peak_mib:.0f} MiB with a budget of 64 MiB\n")
     assert peak_mib <= 150 + 64
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for 3 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True)
-    if mounted.returncode != 0:
-        if os.environ.get("CI"):
-            pytest.fail(f"cannot mount a small file system: {mounted.stderr.decode()}")
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_a_full_disk_is_answered_503_and_all_goes_on_once_there_is_room(

@@ -11,7 +11,7 @@ from scripts.local_servers import SeaweedFS
 from scripts.local_service import Replicator
 from tests.acceptance.conftest import Stack, content, until
 from tests.acceptance.fleet import Fleet
-from tests.proxy import Proxy, answering
+from tests.proxy import Exchange, Fault, Proxy, answering
 from webhook.metrics import PREFIX
 
 Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -53,14 +53,26 @@ def counters(values: Values) -> Values:
     return {key: each for key, each in values.items() if key[0].endswith(ends)}
 
 
+def failing_once(key: str) -> Fault:
+    """The first write of that key is answered with an error; the service's own probes are let through."""
+    struck: list[str] = []
+
+    def fault(exchange: Exchange) -> None:
+        if exchange.path.endswith(f"/{key}") and not struck:
+            struck.append(key)
+            answering(500, "InternalError")(exchange)
+
+    return fault
+
+
 def test_every_process_tells_of_all_and_no_counter_ever_goes_back(
     fleet: Callable[..., Fleet], gate: Proxy
 ) -> None:
     running = fleet(MAX_ATTEMPTS="2")
     worker = running.add_worker("worker", through=gate)
-    gate.plan("PutObject", answering(500, "<Error><Code>InternalError</Code></Error>"), nth=3)
-    running.start()
     keys = [f"first/{number}" for number in range(20)]
+    gate.plan("PutObject", failing_once(keys[3]), times=100)
+    running.start()
     running.put_many(keys, content, clients=4)
     running.wait_until_all_settled(len(keys), bound_s=BOUND_S)
     first, second = running.webs

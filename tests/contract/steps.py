@@ -22,10 +22,10 @@ class Clock:
         return self.now
 
 
-def ask(key: str = "k", event: int | None = None, *, rule: str = RULE, event_at: float = 0.0) -> Request:
+def ask(key: str = "k", event: int | None = None, *, rule: str = RULE, **more: Any) -> Request:
     """A request; `event` numbers the event it comes from."""
     event_id = "" if event is None else f"{event:016x}"
-    return Request(rule=rule, key=key, event_id=event_id, event_at=event_at)
+    return Request(rule=rule, key=key, event_id=event_id, **more)
 
 
 def take(ledger: Ledger, limit: int = 100, *, worker: str = "w", lease_s: float = LEASE_S) -> list[Claim]:
@@ -87,6 +87,9 @@ def bring_to(ledger: Ledger, state: str, request: Request) -> Claim | None:
     if state == "failed":
         ledger.finish([buried(claim)])
     if state == "held":
+        ledger.finish([deferred(claim, 0.0)])
+        claim = ledger.claim_one(request.rule, request.key, worker="w", lease_s=LEASE_S)
+        assert claim is not None
         ledger.finish([held(claim)])
     return claim
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from tests.contract.steps import LEASE_S, RULE, Clock, ask, bring_to, removal, row, settled, take
+from tests.contract.steps import LEASE_S, RULE, Clock, ask, bring_to, removal, retried, row, settled, take
 from webhook.copier import Copier
 from webhook.database import connect
 from webhook.deletes import NOT_OURS, SMALL_RULE_KEYS, UNDECIDED_S, WINDOW_S, Breaker, Deletes
@@ -157,6 +157,20 @@ def test_what_the_target_does_not_have_is_gone_at_once(bench: Bench) -> None:
     assert (entry["asked_at"], entry["removal_told"]) == (None, 0)
 
 
+def test_a_copy_that_the_target_denied_for_a_while_goes_once_it_is_seen_again(bench: Bench) -> None:
+    bench.copied("k")
+    bench.ledger.put([removal("k")])
+    hidden = bench.stores.target.copy()
+    bench.stores.target.clear()
+    assert isinstance(bench.look(), Settled)
+    bench.stores.target |= hidden
+    bench.ledger.put([ask("k")])
+    assert isinstance(bench.look(), Deferred)
+    bench.clock.now += GRACE_S
+    assert isinstance(bench.look(), Settled)
+    assert bench.stores.removed == ["k"]
+
+
 @pytest.mark.parametrize("is_told", [False, True])
 def test_the_copy_on_record_is_this_service_s(bench: Bench, is_told: bool) -> None:
     bench.copied("k")
@@ -191,6 +205,32 @@ def test_a_copy_nothing_is_known_of_goes_where_an_event_told_of_the_removal(benc
 def test_a_copy_nothing_is_known_of_stays_where_no_event_told_of_a_removal(bench: Bench) -> None:
     bench.stores.target["k"] = "from before"
     bench.ledger.put([ask()])
+    assert isinstance(ending := bench.look(), Settled)
+    assert (ending.lost, bench.stores.removed) == ((NOT_OURS,), [])
+
+
+@pytest.mark.parametrize("was_copied_before", [False, True])
+@pytest.mark.parametrize("is_told", [False, True])
+def test_a_copy_whose_write_was_never_answered_is_known_by_what_the_source_was_told_to_have(
+    bench: Bench, was_copied_before: bool, is_told: bool
+) -> None:
+    if was_copied_before:
+        bench.copied("k")
+    bench.ledger.put([ask(event=1, etag="first"), ask(event=2, etag="second")])
+    assert bench.ledger.finish([retried(bench.claim("k"))]) == 1
+    bench.stores.target["k"] = "first"
+    if is_told:
+        bench.ledger.put([removal()])
+    assert isinstance(bench.look(), Deferred)
+    bench.clock.now += GRACE_S
+    assert isinstance(bench.look(), Settled)
+    assert bench.stores.removed == ["k"]
+
+
+def test_what_the_source_never_had_stays_whatever_was_told(bench: Bench) -> None:
+    bench.copied("k")
+    bench.ledger.put([ask(event=1, etag="first"), removal()])
+    bench.stores.target["k"] = "somebody else's"
     assert isinstance(ending := bench.look(), Settled)
     assert (ending.lost, bench.stores.removed) == ((NOT_OURS,), [])
 
@@ -564,6 +604,18 @@ def test_what_is_discarded_stays_for_good_also_what_was_in_its_grace_period(trip
         assert tripped.look_at_all() == [Settled] * (MAX + 2)
         tripped.clock.now += GRACE_S
     assert tripped.stores.removed == []
+
+
+def test_what_is_discarded_stays_also_where_the_source_was_told_to_have_had_it(bench: Bench) -> None:
+    bench.ledger.put([ask(event=1, etag="a")])
+    bench.stores.target["k"] = "a"
+    bench.gone("k")
+    bench.deletes.discard(RULE)
+    bench.ledger.put([ask(event=1, etag="a"), removal(event=3)])  # the first one comes twice
+    assert isinstance(ending := bench.look(), Settled)
+    assert (ending.lost, bench.stores.removed) == ((NOT_OURS,), [])
+    bench.ledger.put([ask(event=4, etag="a"), removal(event=5)])
+    assert isinstance(bench.look(), Deferred)
 
 
 def test_what_was_discarded_is_this_service_s_again_once_it_was_copied_again(tripped: Bench) -> None:

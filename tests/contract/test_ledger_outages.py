@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -194,3 +195,21 @@ def test_a_ledger_is_found_as_it_was_left(ledger: Ledger, database_url: str) -> 
         again = Ledger.open(database_url)
         assert sum(again.counts()["waiting"].values()) == 2
         again.close()
+
+
+def test_what_is_ended_by_a_deadlock_is_done_once_more(postgresql: PostgreSQL) -> None:
+    url = postgresql.create_database("tangled")
+    with closing(Ledger.open(url)) as ledger, psycopg.connect(url) as other, ThreadPoolExecutor(1) as thread:
+        ledger.put([ask("first"), ask("second")])
+        change = "UPDATE entries SET lane = lane WHERE key = %s"
+        other.execute("SET deadlock_timeout = '60s'")  # so that it is the ledger's that PostgreSQL ends
+        other.execute(change, ["second"])
+        putting = thread.submit(ledger.put, [ask("first"), ask("second")])
+        with psycopg.connect(url, autocommit=True) as third:
+            waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = 'tangled'"
+            while not third.execute(waits).fetchone():
+                assert not putting.done(), "the ledger waits for the other"
+        other.execute(change, ["first"])  # waits for the ledger, which waits for it
+        other.commit()
+        putting.result(30)
+        assert row(ledger, "first")["generation"] == row(ledger, "second")["generation"] == 2

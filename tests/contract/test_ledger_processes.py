@@ -17,14 +17,11 @@ from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from tests.contract.steps import LEASE_S, RULE, Clock, ask, buried, released, retried, row, settled, take
+from tests.contract.steps import LEASE_S, Clock, ask, buried, released, retried, row, settled, take
 from webhook.database import connect
-from webhook.entries import BACKFILL, LIVE, Claim
+from webhook.entries import LIVE
 from webhook.ledger import Ledger
-from webhook.tables import ENTRIES
 
 SPAWN = multiprocessing.get_context("spawn")
 PROCESSES = 4
@@ -220,116 +217,6 @@ def test_what_came_to_be_on_record_late_is_found_all_the_same(
     assert [claim.key for claim in found] == ["b"]
     ours.close()
     slow.close()
-
-
-# ── anything, in any order ───────────────────────────────────────────────────────────────────────────
-
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(
-            [
-                *("put", "put", "backfill", "put_now", "claim", "claim", "claim_one", "extend", "wait"),
-                *("revive", "settle", "settle", "retry", "bury", "release"),
-            ]
-        ),
-        st.integers(0, 2),
-    ),
-    max_size=30,
-)
-ENDS = {"settle": settled, "retry": retried, "bury": buried, "release": released}
-
-
-class Model:
-    """One program run on the ledger, and what the contract says of it."""
-
-    def __init__(self, ledger: Ledger, clock: Clock) -> None:
-        self.ledger, self.clock = ledger, clock
-        self.asked: Counter[str] = Counter()  # key → generation
-        self.served: Counter[str] = Counter()  # key → the generation that the last settled claim saw
-        self.buried: Counter[str] = Counter()
-        self.leases: dict[str, tuple[Claim, float]] = {}  # key → the claim that counts, and its end
-        self.claims: list[Claim] = []  # all there ever were
-
-    def step(self, name: str, number: int) -> None:
-        key = f"k{number}"
-        match name:
-            case "put" | "backfill":
-                self.ledger.put([ask(key)], lane=LIVE if name == "put" else BACKFILL)
-                has_failed = self.asked[key] == self.buried[key] > 0 and key not in self.leases
-                if name == "put" or not has_failed:  # what failed, a sweep leaves to a person
-                    self.asked[key] += 1
-            case "put_now":
-                self.asked[key] += 1
-                assert self.ledger.put_now(ask(key)) == self.asked[key]
-            case "claim":
-                self.took(take(self.ledger, number))
-            case "claim_one":
-                claim = self.ledger.claim_one(RULE, key, worker="w", lease_s=LEASE_S)
-                self.took([claim] if claim else [])
-            case "wait":
-                self.clock.now += (1, 31, LEASE_S)[number]
-            case "revive":
-                revived = self.ledger.revive(prefix=key)
-                if revived:
-                    self.asked[key] += 1
-            case _ if self.claims:
-                self.use(name, self.claims[-1 - number % len(self.claims)])
-
-    def took(self, claims: list[Claim]) -> None:
-        for claim in claims:
-            _, until = self.leases.get(claim.key, (None, 0.0))
-            assert until <= self.clock.now, "somebody else holds this key"
-            assert claim.generation == self.asked[claim.key]
-            self.leases[claim.key] = claim, self.clock.now + LEASE_S
-            self.claims.append(claim)
-
-    def use(self, name: str, claim: Claim) -> None:
-        is_held = self.leases.get(claim.key, (None, 0.0))[0] == claim
-        if name == "extend":
-            assert (self.ledger.extend([claim], lease_s=LEASE_S) == []) == is_held
-            if is_held:
-                self.leases[claim.key] = claim, self.clock.now + LEASE_S
-            return
-        assert self.ledger.finish([ENDS[name](claim)]) == is_held
-        if is_held:
-            del self.leases[claim.key]
-            if name == "settle":
-                self.served[claim.key] = claim.generation
-            if name == "bury":
-                self.buried[claim.key] = claim.generation
-
-    def check(self) -> None:
-        for key, generation in self.asked.items():
-            entry = row(self.ledger, key)
-            assert entry["generation"] == generation
-            if key in self.leases:
-                assert entry["state"] == "running"
-            elif self.served[key] == generation:
-                assert (entry["state"], entry["due_at"]) == ("settled", None)
-            elif self.buried[key] == generation:
-                assert (entry["state"], entry["due_at"]) == ("failed", None)
-            else:
-                assert entry["state"] == "waiting", "a request was lost"
-                assert entry["due_at"] <= self.clock.now + 30
-
-
-@settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(program=STEPS)
-def test_whatever_happens_no_request_is_lost_and_no_key_has_two_owners(
-    ledger: Ledger, clock: Clock, database_url: str, program: list[tuple[str, int]]
-) -> None:
-    engine = connect(database_url)
-    with engine.begin() as connection:
-        connection.execute(ENTRIES.delete())
-    engine.dispose()
-    model = Model(ledger, clock)
-    for name, number in program:
-        model.step(name, number)
-        model.check()
 
 
 def test_puts_that_come_at_once_share_transactions_and_lose_nothing(ledger: Ledger) -> None:

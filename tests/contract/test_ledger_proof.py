@@ -32,7 +32,7 @@ from tests.contract.steps import (
 )
 from webhook.database import MIGRATIONS, connect, parse_url
 from webhook.deletes import Deletes
-from webhook.entries import BACKFILL, LIVE, STATES, Claim, Ending
+from webhook.entries import BACKFILL, LANES, LIVE, STATES, Claim, Ending, is_own
 from webhook.ledger import Ledger
 from webhook.progress import Progress
 from webhook.settings import DeleteSettings
@@ -182,6 +182,64 @@ def test_whether_it_was_ever_settled_is_told_with_the_claim(ledger: Ledger, cloc
     assert claim_of(ledger).settled_at == settled_at
 
 
+# ── told_etags: what the source was told to have ─────────────────────────────────────────────────────────
+
+
+def told_of(ledger: Ledger) -> str:
+    return str(ledger.known(RULE, ["k"])["k"]["told_etags"])
+
+
+def etags(number: int) -> list[str]:
+    return [f"{each:032x}" for each in range(number)]
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_the_latest_etags_told_of_are_known_newest_first_each_once(ledger: Ledger, lane: str) -> None:
+    for event, etag in enumerate(("a", "", "b-2", "a", "b-2", "c")):
+        ledger.put([ask(event=event, etag=etag)], lane=lane)
+    assert claim_of(ledger).told_etags == "c b-2 a "
+
+
+def test_where_no_etag_was_told_there_is_none(ledger: Ledger) -> None:
+    ledger.put([ask(event=1)])
+    ledger.put([ask(event=2), removal(event=3)])
+    assert told_of(ledger) == ""
+
+
+def test_a_repeated_event_and_a_request_for_now_change_nothing_of_them(ledger: Ledger) -> None:
+    ledger.put([ask(event=1, etag="a")])
+    ledger.put([ask(event=1, etag="a")])
+    ledger.put_now(ask())
+    assert claim_of(ledger).told_etags == "a "
+
+
+def test_only_the_latest_of_them_are_kept_and_what_was_cut_off_is_none_of_them(ledger: Ledger) -> None:
+    for event, etag in enumerate(etags(7)):
+        ledger.put([ask(event=event, etag=etag)])
+    ledger.put([ask(event=7, etag="short"), ask(event=8, etag="x" * 65)])
+    told = told_of(ledger)
+    assert len(told) == 7 * 33 + 6 and told.startswith(f"short {etags(7)[-1]} ")
+    ledger.put([ask(event=9, etag="an-etag-that-is-longer-than-those-of-single-parts")])
+    told = told_of(ledger)
+    assert len(told) == 8 * 33
+    (cut,) = [each for each in etags(7)[:2] if f" {each[:5]}" in told and f"{each} " not in told][-1:]
+    assert not is_own(cut[: len(told) - told.rindex(" ") - 1], None, told)
+    assert all(is_own(each, None, told) for each in (etags(7)[-1], "short"))
+
+
+def test_they_outlive_every_end_of_a_claim(ledger: Ledger) -> None:
+    ledger.put([ask(event=1, etag="a")])
+    ledger.finish([retried(claim_of(ledger))])
+    ledger.put([ask(event=2, etag="b")])
+    ledger.finish([settled(claim_of(ledger), source_etag="b", target_etag="b")])
+    assert told_of(ledger) == "b a "
+
+
+def test_an_etag_is_ours_as_it_was_written_or_as_it_was_told() -> None:
+    assert is_own("t", "t", "") and is_own("a", "t", "b a ") and is_own("b", None, "b a ")
+    assert not is_own("a", None, "b a") and not is_own("", "", " ") and not is_own("x", "t", "b a ")
+
+
 # ── gone_at: a delete is pending ─────────────────────────────────────────────────────────────────────────
 
 
@@ -219,6 +277,18 @@ def test_a_held_entry_waits_for_nobody_but_a_person(ledger: Ledger, clock: Clock
     assert ledger.backlog(LIVE, limit=10) == 0
     assert ledger.counts()["held"][LIVE] == 1
     assert ledger.revive() == 0
+
+
+def test_a_delete_that_was_discarded_while_it_ran_is_held_no_more_but_looked_at_anew(
+    ledger: Ledger, clock: Clock
+) -> None:
+    pending(ledger)
+    claim = claim_of(ledger)
+    deletes = Deletes(ledger, DeleteSettings(grace_s=0, breaker_max=1, breaker_share=1.0))
+    deletes.discard(RULE)
+    ledger.finish([held(claim)])
+    assert facts(ledger, "state", "gone_at", "due_at") == ("waiting", None, clock.now)
+    assert len(take(ledger)) == 1
 
 
 @pytest.mark.parametrize("end", [deferred, held])
@@ -326,13 +396,13 @@ def test_a_delete_during_which_something_was_asked_for_leaves_nothing_pending(
 
 
 def test_what_a_sweep_wants_to_know_is_told_of_the_keys_on_record(ledger: Ledger) -> None:
-    ledger.put([ask("a"), ask("b", rule="other")])
+    ledger.put([ask("a", etag="s"), ask("b", rule="other")])
     ledger.finish([settled(claim_of(ledger, "a"), source_etag="s", target_etag="t")])
     pending(ledger, "c")
     found = ledger.known(RULE, ["a", "b", "c", "d", "é\x01%_"])
     assert set(found) == {"a", "c"}
-    told = ("state", "outcome", "source_etag", "target_etag")
-    assert [found["a"][name] for name in told] == ["settled", "replicated", "s", "t"]
+    told = ("state", "outcome", "source_etag", "target_etag", "told_etags")
+    assert [found["a"][name] for name in told] == ["settled", "replicated", "s", "t", "s "]
     assert (found["c"]["state"], found["c"]["gone_at"] is None) == ("waiting", False)
     assert ledger.known(RULE, []) == {}
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.contract.steps import LEASE_S, Clock, ask, settled, take
 from webhook.database import connect
-from webhook.entries import Claim
+from webhook.entries import BACKFILL, Claim
 from webhook.errors import LedgerUnavailable
 from webhook.ledger import Ledger
 
@@ -78,6 +78,22 @@ def test_what_runs_already_is_not_taken_again_and_its_newer_request_not_lost(led
     assert keys(hands.taken) == ["a"]
     ledger.finish([settled(hands.taken[0])])
     assert keys(take(ledger)) == ["a"]
+
+
+@pytest.mark.parametrize("takes_with_puts", [True, False])
+def test_an_event_of_what_has_waited_long_in_the_backfill_is_taken_at_once(
+    ledger: Ledger, clock: Clock, takes_with_puts: bool
+) -> None:
+    ledger.put([ask("a"), ask("b")], lane=BACKFILL)
+    assert len(take(ledger, 1)) == 1  # by a worker that dies
+    clock.now += 600
+    ledger.put([ask("c")])
+    assert keys(take(ledger, 1)) == ["c"]
+    hands = Hands(room=2 if takes_with_puts else 0)
+    ledger.claim_with_puts(hands)
+    ledger.put([ask("a", 1), ask("b", 1)])
+    assert keys(hands.taken + take(ledger)) == ["a", "b"]
+    assert len(hands.taken) == 2 * takes_with_puts
 
 
 def test_nothing_is_taken_in_a_transaction_that_fails(database_url: str, clock: Clock) -> None:

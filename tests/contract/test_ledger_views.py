@@ -81,6 +81,7 @@ def test_one_key_is_revived_and_not_those_that_begin_with_it(failed: Ledger) -> 
 def test_looking_for_what_cannot_be_there_finds_nothing(failed: Ledger, text: str) -> None:
     assert failed.failures(prefix=text) == []
     assert failed.failures(rule=text) == []
+    assert failed.failures(error_code=text) == []
     assert failed.entry(RULE, text) is None
 
 

@@ -25,7 +25,6 @@ from webhook.settings import CopySettings, StoreSettings
 from webhook.source import Source
 from webhook.target import Target
 
-CONNECTIONS_MAX = 40
 WHOLE_MAX = 5 * MIB
 SETTINGS = CopySettings(memory_budget_bytes=64 * MIB, whole_max_bytes=WHOLE_MAX)
 
@@ -61,7 +60,7 @@ def own_target_at() -> Iterator[Callable[..., Target]]:
 @contextmanager
 def _targets() -> Iterator[Callable[..., Target]]:
     def make(server: S3Server, *, slots: Slots | None = None, **changes: Any) -> Target:
-        made = Target(_settings(server, changes), connections_max=CONNECTIONS_MAX, slots=slots)
+        made = Target(_settings(server, changes), slots=slots)
         return stack.enter_context(closing(made))
 
     with ExitStack() as stack:

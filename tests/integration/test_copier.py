@@ -20,7 +20,7 @@ import pytest
 from tests.integration.conftest import SETTINGS, WHOLE_MAX, Permit, Scene
 from tests.proxy import Exchange, Fault, after, answering, flip_answer, flip_request, lose_answer
 from webhook.conditions import IF_NEW
-from webhook.copier import Known, Outcome, OutcomeKind
+from webhook.copier import KEPT, Known, Outcome, OutcomeKind
 from webhook.errors import (
     IntegrityError,
     LeaseLost,
@@ -181,9 +181,20 @@ def test_an_attribute_the_target_cannot_hold_is_named_and_does_not_make_it_copy_
     scene.target_wire.plan("GetObjectTagging", answering(501, "NotImplemented"), times=9)
     first = scene.copy()
     assert (first.kind, first.lost) == (OutcomeKind.REPLICATED, ("tags",))
-    assert scene.copy().kind is OutcomeKind.UNCHANGED
+    again = scene.copy()
+    assert (again.kind, again.lost) == (OutcomeKind.UNCHANGED, ("tags",))
     assert scene.target_wire.counted["PutObject"] == 3  # the condition might have been what it minds
     assert scene.target.puts.only_new is None
+    scene.put(b"without tags")
+    assert [scene.copy().lost for _ in range(2)] == [(), ()]
+
+
+def test_tags_that_were_lost_once_are_not_named_where_the_target_has_them_now(scene: Scene) -> None:
+    scene.put()
+    scene.tag("blue")
+    scene.replicates(b"content")
+    again = scene.copy(lost=frozenset({"tags"}))
+    assert (again.kind, again.lost) == (OutcomeKind.UNCHANGED, ())
 
 
 def refusing(header: str, *, code: int = 501, word: str = "NotImplemented") -> Fault:
@@ -192,6 +203,37 @@ def refusing(header: str, *, code: int = 501, word: str = "NotImplemented") -> F
     def fault(exchange: Exchange) -> None:
         if header in {name.lower() for name, _ in exchange.headers}:
             answering(code, word)(exchange)
+
+    return fault
+
+
+@seaweed_only
+def test_an_outcome_names_both_objects_as_their_stores_do(scene: Scene) -> None:
+    source_etag = scene.put()
+    for operation in ("GetObject", "HeadObject"):
+        scene.source_wire.plan(operation, naming("x-amz-version-id", "v7"), times=9)
+    for operation in ("PutObject", "HeadObject"):
+        scene.target_wire.plan(operation, naming("x-amz-meta-cid", "Qm1"), times=9)
+    first = scene.copy()
+    found = scene.target_head()
+    assert found is not None
+    assert first == Outcome(
+        kind=OutcomeKind.REPLICATED,
+        size=7,
+        bytes_copied=7,
+        source_etag=source_etag,
+        source_version="v7",
+        target_etag=found.etag,
+        cid="Qm1",
+    )
+    assert scene.copy() == replace(first, kind=OutcomeKind.UNCHANGED, bytes_copied=0)
+
+
+def naming(header: str, value: str) -> Fault:
+    """The server's answer, with one header more."""
+
+    def fault(exchange: Exchange) -> None:
+        exchange.forward().headers[header] = value
 
     return fault
 
@@ -232,6 +274,60 @@ def test_overwrite_never_leaves_an_existing_object_alone_and_copies_a_new_one(sc
     assert outcome.lost
     assert scene.read_target() == b"old"
     assert not scene.source_wire.counted
+
+
+@seaweed_only
+def test_overwrite_never_with_deletes_keeps_what_the_source_still_has_and_tells_what_it_has_not(
+    scene: Scene,
+) -> None:
+    scene.put(b"old")
+    scene.replicates(b"old")
+    scene.rule = replace(scene.rule, overwrite="never", deletes=True)
+    scene.put(b"newer")
+    outcome = scene.copy()
+    assert (outcome.kind, outcome.size, outcome.lost) == (OutcomeKind.UNCHANGED, 3, (KEPT,))
+    remove_from_source(scene)
+    assert scene.copy().kind is OutcomeKind.GONE
+    assert scene.read_target() == b"old"
+
+
+def remove_from_source(scene: Scene) -> None:
+    scene.server.client().remove_object(bucket_name=scene.rule.source_bucket, object_name="key")
+
+
+def test_a_copy_is_deleted_only_where_the_source_s_bucket_says_that_it_has_no_such_key(scene: Scene) -> None:
+    scene.put()
+    scene.replicates(b"content")
+    copier, elsewhere = scene.copiers[0], replace(scene.rule, source_bucket="no-such-bucket")
+    assert copier.remove_copy(scene.rule, "key", permit=Permit(), etag="") is False
+    with pytest.raises(StoreDenied):
+        copier.remove_copy(elsewhere, "key", permit=Permit(), etag="")
+    remove_from_source(scene)
+    with pytest.raises(LeaseLost):
+        copier.remove_copy(scene.rule, "key", permit=Permit(lost_at=1), etag="")
+    assert scene.read_target() == b"content"
+    for _ in range(2):
+        assert copier.remove_copy(scene.rule, "key", permit=Permit(), etag="") is True
+        assert copier.present(scene.rule, "key") is None
+
+
+def test_a_target_bucket_that_is_away_does_not_count_as_one_without_the_copy(scene: Scene) -> None:
+    scene.put()
+    scene.replicates(b"content")
+    elsewhere = replace(scene.rule, target_bucket="no-such-bucket")
+    with pytest.raises(StoreDenied):
+        scene.copiers[0].present(elsewhere, "key")
+    assert scene.copiers[0].present(scene.rule, "other key") is None
+
+
+@gateway_only
+def test_a_key_that_comes_back_while_its_copy_is_deleted_is_told(scene: Scene) -> None:
+    scene.put()
+    scene.replicates(b"content")
+    remove_from_source(scene)
+    scene.target_wire.plan("DeleteObject", after(scene.put))
+    assert scene.copiers[0].remove_copy(scene.rule, "key", permit=Permit(), etag="") is False
+    assert scene.target_head() is None
 
 
 @seaweed_only
@@ -346,6 +442,29 @@ def test_damage_is_noticed_also_where_only_the_target_digests(scene: Scene, size
     scene.replicates(RANDOM[:size])
 
 
+@pytest.mark.parametrize("code", ["MalformedXML", "InvalidPart", "InvalidPartOrder"])
+def test_a_list_of_parts_that_arrived_damaged_is_no_reason_to_give_up(scene: Scene, code: str) -> None:
+    """One bit that flips on the way does that; the next attempt goes on with the parts that are there."""
+    scene.put(RANDOM[: PARTS[1]], part_size=PARTS[0])
+    scene.target_wire.plan("CompleteMultipartUpload", answering(400, code))
+    scene.fails_with(StoreFailed, leaves=["key"])
+
+
+def test_an_etag_that_arrived_damaged_is_not_recorded(scene: Scene) -> None:
+    """The answer that names it is a document, and nothing digests those."""
+    scene.put(RANDOM[: 12 * MIB], part_size=5 * MIB)
+    etag = scene.source.head(scene.rule.source_bucket, "key").etag
+
+    def damage(exchange: Exchange) -> None:
+        answer = exchange.forward()
+        assert etag.encode() in answer.body
+        answer.body = answer.body.replace(etag.encode(), b"!" + etag[1:].encode())
+
+    scene.target_wire.plan("CompleteMultipartUpload", damage)
+    assert scene.copy().target_etag == etag
+    assert scene.target_wire.counted["CompleteMultipartUpload"] == 1
+
+
 def test_a_store_that_insists_on_content_md5_gets_it(scene: Scene) -> None:
     """As Amazon S3 does for buckets under object lock."""
     scene.put(RANDOM[: 12 * MIB], part_size=5 * MIB)
@@ -361,18 +480,71 @@ def test_a_store_that_insists_on_content_md5_gets_it(scene: Scene) -> None:
     assert asked.count(True) == 3
 
 
-@pytest.mark.parametrize(("operation", "size"), [("PutObject", 1000), ("UploadPart", 12 * MIB)])
+@pytest.mark.parametrize(
+    ("operation", "size", "says"),
+    [
+        ("PutObject", 1000, r": object sent was [0-9a-f]{32}, the store has 0{32}$"),
+        ("UploadPart", 12 * MIB, ": what arrived at the target is not what the source has$"),
+    ],
+)
 def test_a_target_that_names_another_etag_than_was_sent_is_not_believed(
-    scene: Scene, operation: str, size: int
+    scene: Scene, operation: str, size: int, says: str
 ) -> None:
     def other_etag(exchange: Exchange) -> None:
         exchange.forward().headers["ETag"] = f'"{"0" * 32}"'
 
     scene.put(RANDOM[:size], part_size=5 * MIB)
     scene.target_wire.plan(operation, other_etag)
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError, match=says):
         scene.copy()
     assert scene.uploads() == []
+
+
+@seaweed_only
+def test_where_an_etag_says_nothing_the_size_is_looked_at_and_the_next_one_is_not_believed(
+    scene: Scene,
+) -> None:
+    def encrypted(exchange: Exchange) -> None:
+        exchange.forward().headers |= {"ETag": f'"{"0" * 32}"', "x-amz-server-side-encryption": "aws:kms"}
+
+    def shorter(exchange: Exchange) -> None:
+        exchange.forward().headers["Content-Length"] = "1"
+
+    scene.put()
+    scene.target_wire.plan("PutObject", encrypted)
+    scene.target_wire.plan("HeadObject", shorter, nth=2)
+    with pytest.raises(IntegrityError):
+        scene.copy()
+    (copier,) = scene.copiers
+    assert not copier._target_shows_md5
+    scene.put(b"another")
+    scene.replicates(b"another")
+    assert copier._target_shows_md5
+
+
+@seaweed_only
+def test_a_folder_marker_that_the_target_keeps_without_its_content_is_not_taken_for_copied(
+    scene: Scene,
+) -> None:
+    rule = replace(scene.rule, prefix="key", target_prefix="mark/")
+    scene.put()
+    with pytest.raises(IntegrityError):
+        scene.copier().copy_object(rule, "key", permit=Permit(), known=Known())
+
+
+@seaweed_only
+def test_what_others_saw_at_the_target_is_not_doubted_where_all_is_as_it_was_left(scene: Scene) -> None:
+    scene.put(content_type="text/plain")
+    done = scene.replicates(b"content")
+    (first,) = scene.copiers
+    another = scene.copier()
+    another._holdings.expect(first._holdings.held)
+    known = {"source_etag": done.source_etag, "target_etag": done.target_etag}
+    assert scene.copy(copier=another, **known).kind is OutcomeKind.UNCHANGED
+    scene.put(b"another", content_type="text/plain")
+    scene.target_wire.forget()
+    assert scene.copy(copier=another).kind is OutcomeKind.REPLICATED
+    assert scene.target_wire.counted["HeadObject"] == 1
 
 
 @pytest.mark.parametrize(("operation", "size"), [("PutObject", 1000), ("CompleteMultipartUpload", 12 * MIB)])
@@ -491,7 +663,7 @@ class Permit:
     note_upload = lambda self, note: None
 given = json.loads(sys.argv[1])
 source = Source(StoreSettings(**given["source"]))
-target = Target(StoreSettings(**given["target"]), connections_max=20)
+target = Target(StoreSettings(**given["target"]))
 copy = CopySettings(**given["copy"])
 copier = Copier(source, target, copy, MemoryBudget(copy.memory_budget_bytes))
 copy = lambda key: print(copier.copy_object(Rule(**given["rule"]), key, permit=Permit()).bytes_copied)

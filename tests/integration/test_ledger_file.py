@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,23 @@ def test_a_process_that_is_forked_after_the_loss_makes_the_tables_anew(path: Pat
     again.put([ASKED])
     assert again.counts()["waiting"]["live"] == 1
     again.close()
+
+
+def test_a_disk_that_could_only_be_read_for_a_while_is_written_to_once_it_can_be(small_disk: Path) -> None:
+    path = small_disk / "ledger.db"
+    prepare(f"sqlite:///{path}")
+    with _read_only(small_disk):
+        ledger = Ledger.open(f"sqlite:///{path}")
+        for call in (ledger.counts, lambda: ledger.put([ASKED])):
+            with pytest.raises(LedgerUnavailable, match="can only be read"):
+                call()
+    ledger.put([ASKED])
+    assert ledger.counts()["waiting"]["live"] == 1
+    ledger.close()
+
+
+@contextmanager
+def _read_only(folder: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    yield
+    subprocess.run(["mount", "-o", "remount,rw", folder], check=True)

@@ -563,6 +563,28 @@ def test_all_missing_settings_are_named_in_one_message(script: str, tmp_path: Pa
     assert "two words" not in done.stdout
 
 
+@pytest.mark.parametrize("script", [*SCRIPTS, "minio-nats.sh"])
+def test_secrets_may_stand_in_files(script: str, tmp_path: Path) -> None:
+    secrets = {"MINIO_SECRET_KEY": SECRET, "WEBHOOK_AUTH_TOKEN": TOKEN, "EVENTS_FROM": "nats://me:word@nats"}
+    for name, value in secrets.items():
+        (tmp_path / name).write_text(f"{value}\n")
+    files = {f"{name}_FILE": name for name in secrets} | dict.fromkeys(secrets, "")
+    env = complete("http://127.0.0.1:9", tmp_path) | files
+    script_path = lonely_copy(script, tmp_path)
+    done = run(script_path, "--dry-run", cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stdout
+    assert "***" in done.stdout, "the secret of the target is there, and masked"
+    for name, value in secrets.items():
+        (tmp_path / name).write_text(f"{value}\nanother line")
+        assert value not in done.stdout
+    done = run(script_path, "--dry-run", cwd=tmp_path, env=env | {"MINIO_ACCESS_KEY_FILE": "none"})
+    assert done.returncode == 2
+    assert "MINIO_ACCESS_KEY and MINIO_ACCESS_KEY_FILE are both set" in done.stdout
+    assert "MINIO_SECRET_KEY_FILE MINIO_SECRET_KEY must hold one line of text" in done.stdout
+    assert "another line" not in done.stdout
+    assert "not set" not in done.stdout
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("options", [["--nonsense"], ["--wait", "soon"], ["--wait"]])
 def test_wrong_options_are_wrong_use(script: str, options: list[str], tmp_path: Path) -> None:

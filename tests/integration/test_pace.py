@@ -26,7 +26,6 @@ from tests.integration.conftest import Permit, Scene
 from tests.integration.test_stores import BODY, NOTHING, md5
 from tests.proxy import Exchange, Proxy, answering
 from webhook import connections, pace
-from webhook import target as target_module
 from webhook.errors import LeaseLost, LedgerUnavailable, StoreUnavailable
 from webhook.ledger import Ledger
 from webhook.pace import BURST_S, MB, LedgerSlots, LocalSlots, Slots
@@ -288,8 +287,7 @@ def test_a_busy_target_gets_half_as_many_requests_at_once_and_all_of_them_once_i
 def test_a_target_that_does_not_answer_is_asked_less_too(
     place: Place, target_at: Callable[..., Target], call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (connections, target_module):
-        monkeypatch.setattr(module, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(connections, "READ_TIMEOUT_S", 0.5)
     more = ("id",) if call == "uploaded_parts" else ()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"

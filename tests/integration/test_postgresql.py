@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,9 +17,11 @@ import sqlalchemy as sa
 from scripts.local_servers import PostgreSQL
 from webhook import database, postgresql, statements
 from webhook.database import connect, writing
-from webhook.entries import Misfit, Request, Settled
+from webhook.deletes import Deletes
+from webhook.entries import LIVE, Deferred, Misfit, Request, Settled
 from webhook.errors import LedgerUnavailable
 from webhook.ledger import LOOK_ALONE_S, LOOK_S, Ledger
+from webhook.settings import DeleteSettings
 
 BOUND_S = 20.0
 
@@ -77,13 +80,43 @@ def test_a_direct_connection_is_told_from_a_pooler_s(url: str) -> None:
         assert postgresql.is_pooled(connection) is False
 
 
-@pytest.mark.parametrize("name", ["lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"])
+BOUNDS = ["lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout"]
+
+
+@pytest.mark.parametrize("name", BOUNDS)
 @pytest.mark.parametrize("pooler", [False, True])
 def test_transactions_have_bounds(url: str, name: str, pooler: bool, request: pytest.FixtureRequest) -> None:
     if pooler:
         request.getfixturevalue("behind_a_pooler")
+    if name == "transaction_timeout":
+        need_transaction_timeout(url)
     engine = connect(url)
     assert setting(engine, name) not in ("0", "")
+    engine.dispose()
+
+
+def need_transaction_timeout(url: str) -> None:
+    """Skips the test where the server has none."""
+    with psycopg.connect(url) as connection:
+        if connection.info.server_version < 170_000:
+            pytest.skip("from PostgreSQL 17 on")
+
+
+def test_a_server_of_a_release_without_one_of_the_bounds_has_the_others(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "TRANSACTION_TIMEOUT", "of_a_later_release")
+    for pooler in (False, True):
+        monkeypatch.setattr(postgresql, "is_pooled", lambda connection, pooler=pooler: pooler)
+        engine = connect(url)
+        assert setting(engine, "lock_timeout") == "5s"
+        engine.dispose()
+
+
+def test_the_server_asks_a_silent_connection_whether_it_stands(url: str) -> None:
+    engine = connect(url)
+    assert setting(engine, "tcp_keepalives_idle") == str(postgresql.SILENT_S)
+    assert setting(engine, "tcp_keepalives_count") == "3"
     engine.dispose()
 
 
@@ -141,15 +174,41 @@ def test_a_process_that_is_stopped_in_a_transaction_does_not_keep_its_locks(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgresql, "IDLE_IN_TRANSACTION_S", 1)
+    minute = {"minute": 1, "rule": "r", "lane": LIVE, "share": 0, "objects": 1, "bytes": 1}
+    minutes = [{**minute, "bucket": bucket} for bucket in range(3)]
+    misfits = [
+        statements.misfit_row(Misfit(record_id=f"{number:064}", reason="", raw=""), now=0.0)
+        for number in range(3)
+    ]
     with closing(Ledger.open(url)) as ledger, closing(Ledger.open(url)) as other:
         ledger.put([Request(rule="default", key="k")])
         with pytest.raises(LedgerUnavailable), ledger.writing() as cursor:
             cursor.execute("UPDATE entries SET lane = lane")
+            ledger._sql.count_minutes.run(cursor, *minutes)
+            ledger._sql.keep.run(cursor, *misfits)
             other.put([Request(rule="default", key="k")])  # waits for the lock, and gets it
             cursor.execute("SELECT 1")
         found = other.entry("default", "k")
         assert found is not None
         assert found["generation"] == 2
+
+
+def test_a_process_that_is_stopped_in_what_it_sends_does_not_keep_its_locks(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_transaction_timeout(url)
+    monkeypatch.setattr(postgresql, "TRANSACTION_S", 1)
+    with closing(Ledger.open(url)) as ledger, closing(Ledger.open(url)) as other:
+        ledger.put([Request(rule="default", key="k")])
+        with pytest.raises(LedgerUnavailable), ledger.writing() as cursor:
+            cursor.execute("UPDATE entries SET lane = lane")
+            wire: Any = cursor.connection.pgconn  # type: ignore[attr-defined]
+            wire.enter_pipeline_mode()
+            wire.send_query_params(b"SELECT 1", None)  # and no end of it
+            wire.send_flush_request()
+            wire.flush()
+            other.put([Request(rule="default", key="k")])  # waits for the lock, and gets it
+            wire.exit_pipeline_mode()
 
 
 # ── servers that are not quite PostgreSQL ────────────────────────────────────────────────────────────
@@ -184,6 +243,38 @@ def test_claims_go_by_key_where_rows_have_no_place(url: str, monkeypatch: pytest
     with closing(Ledger.open(url)) as ledger:
         assert "ctid" not in ledger._sql.claim.sql
         use(ledger)
+
+
+def test_an_entry_that_another_transaction_just_takes_is_passed_by_and_not_waited_for(url: str) -> None:
+    lock = "SELECT FROM entries WHERE key = 'a' FOR UPDATE"
+    with closing(Ledger(connect(url))) as ledger, psycopg.connect(url) as other:
+        ledger.put([Request(rule="default", key=key) for key in "ab"])
+        other.execute(lock)
+        assert ledger.claim_one("default", "a", worker="w", lease_s=60) is None
+        assert [claim.key for claim in ledger.claim(2, worker="w", lease_s=60)] == ["b"]
+        other.rollback()
+        assert ledger.claim_one("default", "a", worker="w", lease_s=60)
+
+
+def test_a_change_of_many_entries_locks_them_in_the_order_of_their_keys(url: str) -> None:
+    settings = DeleteSettings(grace_s=0, breaker_max=0, breaker_share=1.0)
+    with closing(Ledger(connect(url))) as ledger, psycopg.connect(url) as other:
+        for key in "zyxa":  # as they lie in the table
+            ledger.put([Request(rule="default", key=key)])
+            claim = ledger.claim_one("default", key, worker="w", lease_s=60)
+            assert claim
+            ledger.finish([Deferred(claim=claim, after_s=60)])
+        other.execute("SELECT FROM entries WHERE key = 'y' FOR UPDATE")
+        deciding = threading.Thread(target=Deletes(ledger, settings).discard, args=("default",))
+        deciding.start()
+        with psycopg.connect(url, autocommit=True) as third:
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            until(lambda: third.execute(waiting).fetchall() == [(1,)])
+            free = third.execute("SELECT key FROM entries FOR UPDATE SKIP LOCKED").fetchall()
+        other.rollback()
+        deciding.join()
+        assert free == [("z",)], "those before it are locked, those behind it are not"
+        assert ledger.counts()["settled"]["live"] == 4
 
 
 def test_many_endings_change_their_rows_in_the_order_of_their_keys_by_the_index(url: str) -> None:

@@ -45,8 +45,9 @@ from webhook.target import Attributes, Target
 
 BOUND_S = 60.0
 LEASE_S = 60.0
-LIST = "GET bucket"
-"""What the proxy calls a listing."""
+UPLOAD_KEEP_S = 3600.0
+LIST, UPLOADS = "GET bucket", "ListMultipartUploads"
+"""What the proxy calls a listing, of objects and of unfinished uploads."""
 NOTHING = Attributes(properties=Properties(), tags={})
 ODD_KEYS = (
     "a b",
@@ -319,7 +320,12 @@ class World:
     def sweeper(self, *templates: Template, interval_s: float = 0.0) -> Sweeper:
         """Every one is another process."""
         made = Sweeper(
-            self.sides(*templates), self.ledger, self.deletes, interval_s=interval_s, lease_s=LEASE_S
+            self.sides(*templates),
+            self.ledger,
+            self.deletes,
+            interval_s=interval_s,
+            lease_s=LEASE_S,
+            upload_keep_s=UPLOAD_KEEP_S,
         )
         made._name = f"another-host:{len(self.sweepers)}:1:"
         self.sweepers.append(made)
@@ -344,9 +350,9 @@ class World:
         """Objects at the target."""
         put_all(self.target, self.rule.target_bucket, bodies.items())
 
-    def record(self, key: str, *, source_etag: str, target_etag: str) -> None:
-        """The ledger has a copy of the key on record."""
-        self.ledger.put([Request(rule=self.rule.name, key=key)])
+    def record(self, key: str, *, source_etag: str, target_etag: str, etag: str = "") -> None:
+        """The ledger has a copy of the key on record; `etag`: what it was told of the source."""
+        self.ledger.put([Request(rule=self.rule.name, key=key, etag=etag)])
         claim = self.ledger.claim_one(self.rule.name, key, worker="w", lease_s=LEASE_S)
         assert claim is not None
         ending = Settled(claim=claim, outcome="replicated", source_etag=source_etag, target_etag=target_etag)
@@ -421,7 +427,7 @@ def test_equal_sides_cost_the_pages_of_both_listings_and_one_look_at_the_source_
     began_at = time.time()
     sweep = world.sweep()
     assert world.here.counted == {"HeadBucket": 1, LIST: 3}
-    assert world.there.counted == {LIST: 3}
+    assert world.there.counted == {LIST: 3, UPLOADS: 1}
     assert (sweep.state, found(sweep), sweep.on_disk) == (COMPLETE, {}, "")
     assert (sweep.compared, sweep.compared_bytes) == (len(IN_ORDER), sum(map(len, IN_ORDER)))
     assert sweep.proves_at is not None
@@ -441,7 +447,8 @@ def test_a_listing_that_is_sorted_on_disk_costs_as_much_once_that_is_known(
     world.there.forget()
     second = world.sweep()
     assert (second.state, second.compared, found(second)) == (COMPLETE, len(BY_FOLDERS), {})
-    assert (world.here.counted, world.there.counted) == ({"HeadBucket": 1, LIST: 3}, {LIST: 3})
+    assert world.here.counted == {"HeadBucket": 1, LIST: 3}
+    assert world.there.counted == {LIST: 3, UPLOADS: 1}
 
 
 def test_what_is_missing_different_extra_and_unproven_is_found_and_put_and_nothing_else(
@@ -455,18 +462,21 @@ def test_what_is_missing_different_extra_and_unproven_is_found_and_put_and_nothi
     etags = {name: hashlib.md5(name.encode()).hexdigest() for name in ("ours", "old", "OLD", "NEW")}  # noqa: S324
     world.record("ours", source_etag=etags["ours"], target_etag=etags["ours"])
     world.record("changed", source_etag="s", target_etag="as it was written")
+    world.put_there(unanswered=b"old")
+    world.record("unanswered", etag=etags["old"], source_etag="s", target_etag="as it was before")
     world.record("known", source_etag=etags["old"], target_etag=etags["OLD"])
     world.record("stale", source_etag="as it was", target_etag=etags["NEW"])
     world.here.forget()
     world.there.forget()
     sweep = world.sweep()
-    assert found(sweep) == {"missing": 1, "different": 2, "unproven": 1, "extra": 3, "put": 5}
-    assert (sweep.state, sweep.compared) == (COMPLETE, 12)
-    assert world.asked() == {"missing", "longer", "stale", "other", "ours"}
-    assert set(world.here.counted) | set(world.there.counted) == {LIST, "HeadBucket"}
+    assert found(sweep) == {"missing": 1, "different": 2, "unproven": 1, "extra": 4, "put": 6}
+    assert (sweep.state, sweep.compared) == (COMPLETE, 13)
+    assert world.asked() == {"missing", "longer", "stale", "other", "ours", "unanswered"}
+    assert world.entries()["missing"]["told_etags"] == f"{hashlib.md5(b'1').hexdigest()} "  # noqa: S324
+    assert set(world.here.counted) | set(world.there.counted) == {LIST, "HeadBucket", UPLOADS}
     again = world.sweep()
     assert found(again) == found(sweep) | {"put": 4}, "what is to be deleted is on its way"
-    assert world.asked() == {"missing", "longer", "stale", "other", "ours"}
+    assert world.asked() == {"missing", "longer", "stale", "other", "ours", "unanswered"}
 
 
 def test_extra_keys_are_left_alone_where_the_rule_deletes_nothing(world: World) -> None:
@@ -567,7 +577,7 @@ def test_etags_that_cannot_be_compared_are_compared_by_what_was_copied_last(
     world.here.forget()
     world.there.forget()
     assert found(world.sweep()) == {}
-    assert world.here.counted + world.there.counted == {"HeadBucket": 1, LIST: 2}
+    assert world.here.counted + world.there.counted == {"HeadBucket": 1, LIST: 2, UPLOADS: 1}
 
 
 def test_where_nothing_is_overwritten_what_differs_is_kept(

@@ -442,3 +442,12 @@ def test_a_store_without_tagging_takes_the_object_and_names_the_tags_as_lost(
         assert target.put(store.bucket, store.key, BODY, md5(BODY), tagged, permit=Permit())[1] == ("tags",)
     assert store.proxy.counted == {"PutObject": 3}
     assert target.tags(store.bucket, store.key) == {}
+
+
+@one_server
+def test_the_host_is_signed_as_it_is_sent_however_the_endpoint_spells_it(
+    store: Store, own_target_at: Callable[..., Target]
+) -> None:
+    target = own_target_at(store.server, endpoint_url=f"http://LocalHost:{store.server.port}")
+    assert target.uploaded_parts(store.bucket, store.key, "no-such-upload") is None
+    assert list(target.uploads(store.bucket, store.key)) == []

@@ -73,7 +73,7 @@ def stores(server: TLSSeaweedFS) -> Iterator[Callable[..., tuple[Source, Target]
             region=REGION,
             ca_file=os.environ.get("SSL_CERT_FILE") or certifi.where(),
         )
-        pair = Source(settings), Target(settings, connections_max=1)
+        pair = Source(settings), Target(settings)
         opened.extend(pair)
         return pair
 

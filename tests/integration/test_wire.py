@@ -138,7 +138,7 @@ def read(listener: Listener) -> bytes:
 
 
 def put(listener: Listener, attributes: Attributes = NOTHING) -> str:
-    target = Target(listener.settings, connections_max=1)
+    target = Target(listener.settings)
     try:
         return target.put("bucket", "key", BODY, md5(BODY), attributes, permit=Permit())[0].etag
     finally:
@@ -311,9 +311,7 @@ def test_a_store_that_takes_the_request_and_says_nothing_is_given_up(
 @pytest.mark.usefixtures("short_of_patience")
 def test_a_store_that_does_not_take_the_body_is_given_up(listening: Callable[[Talk], Listener]) -> None:
     over = threading.Event()
-    target = Target(
-        listening(lambda _connection, _number: over.wait(BOUND_S) and None).settings, connections_max=1
-    )
+    target = Target(listening(lambda _connection, _number: over.wait(BOUND_S) and None).settings)
     try:
         body = bytearray(32 * 1024 * 1024)  # more than the system takes for it
         with pytest.raises(StoreUnavailable):
@@ -353,7 +351,7 @@ def test_a_kept_connection_that_the_store_closed_is_made_again(
         assert read_object(source, "bucket", "key") == b"content"
     source.close()
     writes = listening(Closing(2, DONE, hears_one_more))
-    target = Target(writes.settings, connections_max=1)
+    target = Target(writes.settings)
     for _ in range(5):
         target.put("bucket", "key", BODY, md5(BODY), NOTHING, permit=Permit())
     target.close()
@@ -539,7 +537,7 @@ def test_no_error_names_the_password_of_a_proxy(
     for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     endpoint = {"endpoint_url": f"{scheme}://store.example:9000", "access_key": "key", "secret_key": "secret"}
-    target = Target(StoreSettings(**endpoint, region="us-east-1"), connections_max=1)
+    target = Target(StoreSettings(**endpoint, region="us-east-1"))
     with pytest.raises(StoreError) as raised:
         CALLS[call](target)
     target.close()

@@ -1,12 +1,21 @@
-"""A complete environment, and logging left as it was found."""
+"""A complete environment, clients of the service in it, and logging left as it was found."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import structlog
+from flask.testing import FlaskClient
+
+from webhook import settings
+from webhook.app import create_app
+
+MakeClient = Callable[..., FlaskClient]
 
 
 @pytest.fixture
@@ -24,6 +33,35 @@ def environ() -> dict[str, str]:
     }
 
 
+@contextmanager
+def opened(environ: dict[str, str], folder: Path) -> Iterator[MakeClient]:
+    """Makes clients of applications whose environment is extended by keywords; closes what they hold."""
+    made = []
+
+    def make(**variables: str) -> FlaskClient:
+        more = {"DATABASE_URL": f"sqlite:///{folder}/ledger.db", **variables}
+        app = create_app(settings.from_environ(environ | more, folder))
+        made.append(app)
+        return app.test_client()
+
+    yield make
+    for app in made:
+        app.extensions["service"].close()
+
+
+@pytest.fixture
+def make_client(environ: dict[str, str], tmp_path: Path) -> Iterator[MakeClient]:
+    """Makes a client of an application whose environment is extended by keywords."""
+    with opened(environ, tmp_path) as make:
+        yield make
+
+
+@pytest.fixture
+def client(make_client: MakeClient) -> FlaskClient:
+    """A client on the service's own machine, where no token is set."""
+    return make_client()
+
+
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
     root = logging.getLogger()
@@ -32,3 +70,6 @@ def _logging_as_it_was() -> Iterator[None]:
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
+    for name, module in list(sys.modules.items()):  # each has a logger that keeps its first configuration
+        if name.startswith("webhook.") and hasattr(module, "log"):
+            vars(module.log).pop("bind", None)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from webhook import settings
-from webhook.app import create_app
+from tests.unit.conftest import MakeClient
 from webhook.callers import PROXY_HEADERS
 from webhook.entries import Buried, Claim, Ending, Retried, Settled
 from webhook.ledger import Ledger
@@ -26,36 +24,6 @@ TOKENS = {"WEBHOOK_AUTH_TOKEN": "hook-s3cr3t", "API_TOKEN": "api-s3cr3t"}
 HOOK = {"Authorization": "Bearer hook-s3cr3t"}
 API = {"Authorization": "Bearer api-s3cr3t"}
 AFAR = {"REMOTE_ADDR": "203.0.113.7"}
-MakeClient = Callable[..., FlaskClient]
-
-
-@contextmanager
-def opened(environ: dict[str, str], folder: Path) -> Iterator[MakeClient]:
-    """Makes clients of applications whose environment is extended by keywords; closes what they hold."""
-    made = []
-
-    def make(**variables: str) -> FlaskClient:
-        more = {"DATABASE_URL": f"sqlite:///{folder}/ledger.db", **variables}
-        app = create_app(settings.from_environ(environ | more, folder))
-        made.append(app)
-        return app.test_client()
-
-    yield make
-    for app in made:
-        app.extensions["service"].close()
-
-
-@pytest.fixture
-def make_client(environ: dict[str, str], tmp_path: Path) -> Iterator[MakeClient]:
-    """Makes a client of an application whose environment is extended by keywords."""
-    with opened(environ, tmp_path) as make:
-        yield make
-
-
-@pytest.fixture
-def client(make_client: MakeClient) -> FlaskClient:
-    """A client on the service's own machine, where no token is set."""
-    return make_client()
 
 
 def ledger_of(client: FlaskClient) -> Ledger:

@@ -13,7 +13,7 @@ import minio
 import pytest
 import urllib3
 
-from scripts import command_line
+from scripts import ask_service, command_line, move_ledger
 from scripts.command_line import Code, Failure, Interrupted, NoBucket, Screen, Store, WrongUse
 from webhook.errors import SettingsError
 from webhook.settings import StoreSettings
@@ -135,6 +135,23 @@ def test_what_the_source_lacks_is_said_at_once(variables: Callable[..., None]) -
     endpoint, key = caught.value.problems
     assert endpoint.startswith("MINIO_ENDPOINT must be")
     assert key == "MINIO_SECRET_KEY is missing"
+
+
+def test_scripts_read_secrets_from_files_as_the_service_does(
+    variables: Callable[..., None], tmp_path: Path
+) -> None:
+    tmp_path.joinpath("key").write_text("s3cr3t\n")
+    keys = {"MINIO_ACCESS_KEY_FILE": "key", "MINIO_SECRET_KEY_FILE": "key", "API_TOKEN_FILE": "key"}
+    variables(MINIO_ENDPOINT="http://host", **keys)
+    assert command_line.source_settings().secret_key == "s3cr3t"
+    assert ask_service.read_service(None).token == "s3cr3t"
+    variables(API_TOKEN_FILE="key", DATABASE_URL_FILE="key", OLD_DATABASE_URL="postgresql://a/b")
+    with pytest.raises(WrongUse, match=r"the new ledger's URL must be like"):  # and does not repeat it
+        move_ledger.main([])
+    variables(API_TOKEN_FILE="none", DATABASE_URL_FILE="none")
+    for read in (lambda: ask_service.read_service(None), lambda: move_ledger.main([])):
+        with pytest.raises(SettingsError, match="none' cannot be read: No such file"):
+            read()
 
 
 def test_a_bucket_is_known_where_the_settings_name_one(variables: Callable[..., None]) -> None:

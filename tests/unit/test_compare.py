@@ -12,14 +12,16 @@ from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from webhook.answers import read_xml
 from webhook.compare import SOURCE, TARGET, Kind, Listings, Pair, Unordered, judge, looks_equal, merge
 from webhook.errors import Place, StoreFailed
-from webhook.listing import Listed, Page
+from webhook.listing import Listed, Page, read_page
 from webhook.rules import Rule
 from webhook.source import Source
 from webhook.target import Target
@@ -234,6 +236,45 @@ def test_disorder_is_noticed_and_sorting_that_side_mends_it(source: set[str], ta
     assert keys_of(pairs) == expected_of(RULE, source, target)
     for side, keys in ((SOURCE, source), (TARGET, target)):
         assert (side in on_disk) == (sorted(keys, key=by_folders) != sorted(keys))
+
+
+class Written(Side):
+    """A bucket in S3's order whose pages come as XML, keys escaped."""
+
+    def page(self, bucket: str, prefix: str, *, token: str = "") -> Page:
+        page = super().page(bucket, prefix, token=token)
+        more = f"<NextContinuationToken>{page.token}</NextContinuationToken>" if page.token else ""
+        keys = [f"<Contents><Key>{quote(each.key)}</Key><Size>1</Size></Contents>" for each in page.objects]
+        root = read_xml(
+            f"<ListBucketResult><IsTruncated>{str(bool(more)).lower()}</IsTruncated>{more}"
+            f"<EncodingType>url</EncodingType>{''.join(keys)}</ListBucketResult>".encode()
+        )
+        assert root is not None
+        read = read_page(root)
+        assert read is not None
+        return read
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    data=st.data(),
+    source=st.sets(KEYS, max_size=10),
+    target=st.sets(KEYS, max_size=10),
+    both=st.sets(KEYS, max_size=5),
+)
+def test_any_two_sets_of_keys_are_compared_as_sets_whatever_their_pages(
+    data: st.DataObject, source: set[str], target: set[str], both: set[str]
+) -> None:
+    begins = sorted({key[:length] for key in source | target | both for length in (0, 1, 2)} | {""})
+    rule = replace(RULE, prefix=(own := data.draw(st.sampled_from(begins))), target_prefix=own)
+    prefix, after = data.draw(st.sampled_from(begins)), data.draw(st.sampled_from(["", *sorted(both)]))
+    after = after if after.startswith(own) else ""
+    here, there = (
+        Written(keys | both, order=str.encode, page_size=data.draw(st.integers(1, 4)))
+        for keys in (source, target)
+    )
+    pairs = listings(rule, here, there, prefix=prefix, after=after).pairs()
+    assert keys_of(pairs) == expected_of(rule, source | both, target | both, prefix=prefix, after=after)
 
 
 def test_only_the_keys_that_both_prefixes_share_are_asked_for() -> None:

@@ -11,7 +11,7 @@ import promql_parser
 import yaml
 from flask.testing import FlaskClient
 
-from tests.unit.test_metrics import client, lively, make_client, proved, samples  # noqa: F401 - two are fixtures
+from tests.unit.test_metrics import lively, proved, samples
 from webhook.metrics import PREFIX
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -45,7 +45,7 @@ def asked_for() -> set[tuple[str, frozenset[str]]]:
     return found
 
 
-def test_every_metric_and_label_that_is_asked_for_is_there(client: FlaskClient) -> None:  # noqa: F811
+def test_every_metric_and_label_that_is_asked_for_is_there(client: FlaskClient) -> None:
     lively(client)
     proved(client)
     told: dict[str, set[str]] = {}

@@ -43,6 +43,7 @@ def test_sqlite_is_a_file(url: str, path: str) -> None:
         *("", "nonsense", "/data/a.db", "sqlite://", "sqlite:///:memory:", "mysql://u:s3cr3t@h/db"),
         *("sqlite:///a.db?timeout=abc", "sqlite:///a.db?foo=1"),
         *("postgres://u:s3cr3t@h:port/db", "postgres://u:s3cr3t@[::1/db"),
+        *("postgres://u:p@s3cr3t@h/db", "postgresql://u@server:p@s3cr3t@h/db"),
     ],
 )
 def test_other_urls_are_refused_without_being_repeated(url: str) -> None:

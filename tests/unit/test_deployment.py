@@ -229,6 +229,38 @@ def test_each_alert_says_what_to_do() -> None:
         assert f"docs/OPERATIONS.md#alert-{name.lower()}" in (ROOT / "config" / "alerts.yml").read_text()
 
 
+def test_the_examples_of_the_documents_set_what_exists_and_no_secret() -> None:
+    text = (ROOT / "docs" / "DEPLOYMENT.md").read_text()
+    compose, deployment = (yaml.safe_load(each) for each in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    replicator = compose["services"]["replicator"]
+    for variables in (replicator["environment"], {each["name"]: each["value"] for each in container["env"]}):
+        assert variables.keys() <= _known_settings()
+        assert not any(value for name, value in variables.items() if f"{name}_FILE" in variables)
+        assert not [name for name in variables if re.search("(KEY|TOKEN)$", name)], "they stand in files"
+    assert {f"/run/secrets/{name}" for name in compose["secrets"]} == {
+        value for name, value in replicator["environment"].items() if name.endswith("_FILE")
+    }
+    assert set(replicator["secrets"]) == set(compose["secrets"])
+    (user,) = _instructions("USER")
+    inner, outer = container["securityContext"], pod["securityContext"]
+    assert user == f"{outer['runAsUser']}:{outer['runAsGroup']}"
+    assert (inner["readOnlyRootFilesystem"], inner["allowPrivilegeEscalation"]) == (True, False)
+    assert inner["capabilities"] == {"drop": ["ALL"]}
+    assert {each["name"] for each in pod["volumes"]} == {each["name"] for each in container["volumeMounts"]}
+
+
+def test_credentials_of_the_unit_are_read_from_where_they_are_put() -> None:
+    (block,) = re.findall(r"```ini\n(.*?)```", (ROOT / "docs" / "DEPLOYMENT.md").read_text(), re.DOTALL)
+    loaded = set(re.findall(r"^LoadCredential=(\w+):/", block, re.MULTILINE))
+    words = [word for line in re.findall(r"^Environment=(.*)$", block, re.MULTILINE) for word in line.split()]
+    variables = dict(word.split("=", 1) for word in words)
+    assert variables.keys() <= _known_settings()
+    assert {value for value in variables.values() if value} == {f"%d/{name}" for name in loaded}
+    assert all(name.endswith("_FILE") for name, value in variables.items() if value)
+
+
 def test_commands_of_the_documents_exist() -> None:
     for document in ("OPERATIONS.md", "DEPLOYMENT.md"):
         text = (ROOT / "docs" / document).read_text()

@@ -125,7 +125,8 @@ def test_no_line_shows_a_secret_and_none_a_control_character(capsys: pytest.Capt
         ("SignatureDoesNotMatch", 403, "Correct TARGET_A_B_SECRET_KEY."),
         ("InvalidAccessKeyId", 403, "Correct TARGET_A_B_ACCESS_KEY."),
         ("NoSuchBucket", 404, "make it"),
-        ("AccessDenied", 403, "hint"),
+        ("AccessDenied", 403, "hint config/policies/aws-target.json has all that are needed."),
+        ("AllAccessDisabled", 403, "hint"),
     ],
 )
 def test_what_is_wrong_with_a_store_leads_to_the_setting_that_mends_it(

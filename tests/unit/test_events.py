@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 
 from webhook.errors import BadRequest
 from webhook.events import (
+    BUCKET_MAX_CHARS,
+    DEPTH_MAX,
     JUNK_KEPT_BYTES,
     KEY_MAX_BYTES,
     Change,
@@ -62,9 +66,34 @@ def test_a_record_becomes_a_change() -> None:
     assert len(change.event_id) == 16
 
 
+@pytest.mark.parametrize(
+    ("told", "etag"),
+    [
+        ("d41d-2", "d41d-2"),
+        ('"d41d"', "d41d"),
+        ("", ""),
+        (None, ""),
+        (7, ""),
+        ("a b", ""),
+        ("é", ""),
+        ("a\n", ""),
+    ],
+)
+def test_the_etag_is_read_where_it_is_one(told: Any, etag: str) -> None:
+    described = {"bucket": {"name": "photos"}, "object": {"key": "a", "eTag": told}}
+    assert change_of(record(s3=described)).etag == etag
+    bare = {"bucket": {"name": "photos"}, "object": {"key": "a"}}
+    assert change_of(record(s3=bare)).etag == ""
+
+
 @given(KEYS, st.sampled_from([quote_plus, lambda key: quote(key, safe="/"), lambda key: quote(key, safe="")]))
 def test_any_key_is_read_back_from_how_it_was_escaped(key: str, escape: Any) -> None:
     assert change_of(record(escape(key))).key == key
+
+
+@pytest.mark.parametrize(("source", "key"), [("minio:s3", "1 1 A"), ("ceph:s3", "1+1 %41"), (None, "1 1 A")])
+def test_a_key_is_read_as_its_sender_writes_it(source: Any, key: str) -> None:
+    assert change_of(record("1+1 %41", eventSource=source)).key == key
 
 
 def test_records_are_kept_apart_and_in_order() -> None:
@@ -176,6 +205,21 @@ def test_no_record_breaks_it(data: st.DataObject) -> None:
     assert len(found.changes) + len(found.unusable) == 1
 
 
+@given(st.data())
+def test_a_record_is_recognised_however_its_json_is_written(data: st.DataObject) -> None:
+    records = data.draw(st.lists(st.builds(record, KEYS, more=JSON) | JSON, min_size=1, max_size=3))
+    plain = parse(json.dumps({"Records": records}).encode())
+    written = json.dumps(
+        data.draw(st.permutations([("Records", records), ("other", 1)]).map(dict)),
+        ensure_ascii=data.draw(st.booleans()),
+        indent=data.draw(st.none() | st.integers(0, 3)),
+        sort_keys=data.draw(st.booleans()),
+    )
+    again = parse(written.encode(data.draw(st.sampled_from(["utf-8", "utf-16", "utf-32"]))))
+    assert again.changes == plain.changes
+    assert [each.record_id for each in again.unusable] == [each.record_id for each in plain.unusable]
+
+
 @given(st.binary())
 def test_no_bytes_break_it(body: bytes) -> None:
     _survives(body)
@@ -188,6 +232,27 @@ def test_no_depth_breaks_it(opening: bytes) -> None:
     for depth in (*range(1, 10), *range(850, 1010), 100_000):
         _survives(opening * depth + b"1" + end * depth)
         _survives(b'{"Records":[' + opening * depth + b"1" + end * depth + b"]}")
+
+
+def test_what_is_kept_is_read_again_on_any_stack_and_what_is_deeper_is_refused() -> None:
+    def nested(lists: int) -> bytes:
+        return b'{"Records":[' + b"[" * lists + b"]" * lists + b"]}"
+
+    (kept,) = parse(nested(DEPTH_MAX - 2)).unusable
+    assert json.loads(kept.raw) is not None
+    for lists in (DEPTH_MAX - 1, 500, 960, 100_000):
+        with pytest.raises(BadRequest):
+            parse(nested(lists))
+
+
+def test_many_lists_beside_each_other_are_not_deep() -> None:
+    def nested(lists: int) -> bytes:
+        return b'{"Records":[' + b"[]," * DEPTH_MAX + b"[" * lists + b"]" * lists + b"]}"
+
+    for lists in (1, DEPTH_MAX - 2):
+        assert len(parse(nested(lists)).unusable) == DEPTH_MAX + 1
+    with pytest.raises(BadRequest):
+        parse(nested(DEPTH_MAX - 1))
 
 
 # ── what they ask of the ledger ──────────────────────────────────────────────────────────────────────
@@ -215,7 +280,17 @@ def test_a_change_asks_once_for_each_rule_that_wants_it() -> None:
     (misfit,) = found.misfits
     assert (misfit.raw, len(misfit.record_id)) == ("7", 64)
     (change,) = parse_records(record("b")).changes
-    assert (found.requests[2].event_id, found.requests[2].event_at) == (change.event_id, change.event_at)
+    of_it = found.requests[2]
+    assert (of_it.event_id, of_it.event_at, of_it.etag) == (change.event_id, change.event_at, "e")
+
+
+@given(st.lists(st.tuples(KEYS, st.sampled_from(["photos", "else"])).map(lambda it: record(*it)) | JSON))
+def test_every_record_is_accepted_ignored_or_kept(records: list[Any]) -> None:
+    found = asked(body_of(*records), RULES)
+    if records:
+        assert found.accepted + found.ignored + len(found.misfits) == len(records)
+    assert len({(each.event_id, each.key) for each in found.requests}) <= found.accepted
+    assert found.accepted <= len(found.requests) <= found.accepted * len(RULES.templates)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +302,12 @@ def test_a_change_asks_once_for_each_rule_that_wants_it() -> None:
         ("s3:ObjectRemoved:Delete", True, True),
         ("s3:ObjectRemoved:DeleteMarkerCreated", True, True),
         ("s3:ObjectRemoved:NoOP", True, False),
+        ("s3:LifecycleExpiration:Delete", True, True),
         ("s3:ObjectAccessed:Get", False, False),
+        ("ObjectCreated:Put", True, False),
+        ("ObjectRemoved:Delete", True, True),
+        ("ObjectRemoved:NoOP", True, False),
+        ("ObjectAccessed:Get", False, False),
         ("", False, False),
     ],
 )
@@ -248,3 +328,63 @@ def test_what_is_no_notification_asks_for_nothing_and_can_be_kept() -> None:
     assert "\0" not in kept.raw
     assert json.loads(kept.raw) == "\\xff\0" * (JUNK_KEPT_BYTES // 2)
     assert junk(b"a", "").record_id == junk(b"a", "").record_id != junk(b"b", "").record_id
+
+
+# ── what a person reads ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (7, "the record is missing or not an object"),
+        ({}, "s3 is missing or not an object"),
+        ({"s3": {}}, "s3.bucket is missing or not an object"),
+        ({"s3": {"bucket": {"name": "b"}}}, "s3.object is missing or not an object"),
+        (record(bucket="x" * 256), "s3.bucket.name is missing or no bucket name"),
+        (record(None), "s3.object.key is missing"),
+        (record("%FF"), "s3.object.key is not UTF-8"),
+        (record("a%00"), "the key holds a NUL character or is not UTF-8"),
+        (record("x" * 1025), "the key is longer than 1024 bytes"),
+    ],
+    ids=repr,
+)
+def test_a_record_nobody_can_use_says_why(broken: Any, reason: str) -> None:
+    (misfit,) = asked(body_of(broken), RULES).misfits
+    assert misfit.reason == reason
+
+
+def test_an_object_without_records_and_an_empty_key_say_why() -> None:
+    (unusable,) = parse(b"{}").unusable
+    assert unusable.reason == "there is no list of Records"
+    assert key_problem("") == "the key is empty"
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [(b"{", "the body is not JSON, or is nested too deeply"), (b"[]", "the body is not a JSON object")],
+)
+def test_a_bad_request_says_what_is_wrong_and_what_to_send(body: bytes, says: str) -> None:
+    with pytest.raises(BadRequest, match=f"^{re.escape(says)}$") as caught:
+        parse(body)
+    assert caught.value.hint == "Send MinIO's notification as it is."
+
+
+@pytest.mark.parametrize("bucket", ["b", "x" * BUCKET_MAX_CHARS])
+def test_the_shortest_and_the_longest_name_of_a_bucket_can_be_used(bucket: str) -> None:
+    assert change_of(record(bucket=bucket)).bucket == bucket
+
+
+@pytest.mark.parametrize(
+    ("moment", "seconds"), [("1970-01-01T00:01:00", 60.0), ("9999-12-31T23:30:00Z", 253402299000.0)]
+)
+def test_the_time_zone_of_this_machine_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch, moment: str, seconds: float
+) -> None:
+    with monkeypatch.context() as here:
+        here.setenv("TZ", "XXX-9")
+        time.tzset()
+        try:
+            assert change_of(record(eventTime=moment)).event_at == seconds
+        finally:
+            here.undo()
+            time.tzset()

@@ -40,6 +40,16 @@ def test_any_object_is_covered_exactly_within_the_limits(size: int, memory: int)
         assert memory * PARTS_MAX < size, "more than the memory only where S3 leaves no choice"
 
 
+@given(st.integers(0, 500) | sizes, st.integers(1, 200), st.integers(0, PART_MAX_BYTES))
+def test_parts_of_any_size_begin_where_the_one_before_ends(size: int, number: int, more: int) -> None:
+    end = 0
+    for expected, part in enumerate(parts(size, -(-size // number) + more + (size == 0)), 1):
+        assert (part.number, part.offset) == (expected, end)
+        assert part.size > 0 or size == 0
+        end += part.size
+    assert end == size
+
+
 @given(st.sampled_from(USUAL_PART_BYTES), st.integers(1, PARTS_MAX), st.integers(1, 5 * MIB))
 def test_a_usual_part_size_is_among_the_likely_ones(part_size: int, number: int, last: int) -> None:
     size = min((number - 1) * part_size + last, OBJECT_MAX_BYTES)

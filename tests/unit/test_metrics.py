@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.contract.steps import ask, bring_to, buried, held, removal, retried, settled, take
-from tests.unit.test_app import AFAR, API, TOKENS, MakeClient, body_of, ledger_of, opened, record
+from tests.unit.conftest import MakeClient
+from tests.unit.test_app import AFAR, API, TOKENS, body_of, ledger_of, record
 from tests.unit.test_attempt import ending as ending_of
 from webhook import metrics
 from webhook.answers import answered
@@ -32,19 +33,6 @@ from webhook.sweeps import Sweeps
 
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
 P = metrics.PREFIX
-
-
-@pytest.fixture
-def make_client(environ: dict[str, str], tmp_path: Path) -> Iterator[MakeClient]:
-    """Makes a client of an application whose environment is extended by keywords."""
-    with opened(environ, tmp_path) as make:
-        yield make
-
-
-@pytest.fixture
-def client(make_client: MakeClient) -> FlaskClient:
-    """A client on the service's own machine, where no token is set."""
-    return make_client()
 
 
 def samples(client: FlaskClient) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

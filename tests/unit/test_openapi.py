@@ -7,8 +7,6 @@ import json
 import re
 import shlex
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -22,7 +20,8 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks as agreeing
 from werkzeug.test import TestResponse
 
-from tests.unit.test_app import API, EVENTS, HOOK, TOKENS, MakeClient, opened
+from tests.unit.conftest import MakeClient
+from tests.unit.test_app import API, EVENTS, HOOK, TOKENS
 from tests.unit.test_operating import bury, claimed, hold_back, ledger_of
 from webhook.entries import BACKFILL, Settled
 from webhook.fleet import Fleet
@@ -51,13 +50,6 @@ SENT = [(*each, GenerationMode.POSITIVE) for each in OPERATIONS]
 SENT += [(*each, GenerationMode.NEGATIVE) for each in TAKING]
 STORES_DO_NOT_ANSWER = (502, 503)
 """In these tests; readyz says so with 503."""
-
-
-@pytest.fixture
-def make_client(environ: dict[str, str], tmp_path: Path) -> Iterator[MakeClient]:
-    """Makes a client of an application whose environment is extended by keywords."""
-    with opened(environ, tmp_path) as make:
-        yield make
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from tests.unit.test_app import API, EVENTS, HOOK, TOKENS, MakeClient, body_of, error_of, opened, record
+from tests.unit.conftest import MakeClient
+from tests.unit.test_app import API, EVENTS, HOOK, TOKENS, body_of, error_of, record
 from webhook.entries import BACKFILL, Buried, Claim, Deferred, Held, Misfit, Request, Settled
 from webhook.fleet import Fleet
 from webhook.ledger import Ledger
@@ -34,19 +34,6 @@ ROUTES = (
 TAKES_BODY = [path for method, path in ROUTES if method == "POST"]
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 NONE = {"live": 0, "backfill": 0}
-
-
-@pytest.fixture
-def make_client(environ: dict[str, str], tmp_path: Path) -> Iterator[MakeClient]:
-    """Makes a client of an application whose environment is extended by keywords."""
-    with opened(environ, tmp_path) as make:
-        yield make
-
-
-@pytest.fixture
-def client(make_client: MakeClient) -> FlaskClient:
-    """A client on the service's own machine, where no token is set."""
-    return make_client()
 
 
 @pytest.fixture

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 from flask.testing import FlaskClient
 
-from tests.unit.test_app import TOKENS, MakeClient, body_of, opened, record
-from tests.unit.test_pages import end, failed, ledger_of, press, service_of, sign_in, state_of, text_of
-from webhook.entries import Held, Request
+from tests.unit.conftest import MakeClient, opened
+from tests.unit.test_app import TOKENS, body_of, record
+from tests.unit.test_pages import end, failed, hold, ledger_of, press, service_of, sign_in, state_of, text_of
+from webhook.entries import Request
 from webhook.records import SCAN_KEYS
 from webhook.sweeps import Sweeps
-from webhook.tables import ENTRIES
 
 FROM_ELSEWHERE = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
 
@@ -91,9 +90,7 @@ def test_held_deletes_are_shown_however_many_other_keys_there_are(client: FlaskC
     Sweeps(ledger).register({"default": "{}"})
     for first in range(0, SCAN_KEYS, 1000):
         ledger.put([Request(rule="default", key=f"a{number:06}") for number in range(first, first + 1000)])
-    end(client, "z/gone", lambda claim: Held(claim=claim))
-    gone = sa.update(ENTRIES).where(ENTRIES.c.state == "held").values(gone_at=ENTRIES.c.asked_at)
-    ledger.run(gone)
+    hold(client, "z/gone")
     assert "z/gone" in text_of(client.get("/deletes?rule=default"))
 
 

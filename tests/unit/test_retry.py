@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from webhook import errors
-from webhook.errors import IntegrityError, LedgerUnavailable, Place, StoreError
+from webhook.errors import (
+    Advice,
+    IntegrityError,
+    LedgerUnavailable,
+    Place,
+    ReplicatorError,
+    SourceChanged,
+    StoreError,
+    TargetChanged,
+)
 from webhook.retry import DELAY_MAX_S, FIRST_DELAY_S, UNAVAILABLE_DELAY_MAX_S, Bury, Retry, decide
 
 PLACE = Place(side="target", operation="PutObject", bucket="b", key="k")
@@ -22,6 +31,13 @@ def store_error(name: str, *, retry_after_s: float | None = None) -> StoreError:
     """An error of that class."""
     error: StoreError = getattr(errors, name)("no", PLACE, retry_after_s=retry_after_s)
     return error
+
+
+EVERY_ERROR: list[Exception] = [
+    store_error(name) if issubclass(kind, StoreError) else kind("no")
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, ReplicatorError)
+] + [ValueError("no"), OSError("no")]
 
 
 def delays(error: Exception, count: int, *, share: float) -> list[Retry]:
@@ -60,6 +76,27 @@ def test_a_delay_is_within_bounds_and_never_undercuts_what_the_store_asked_for(
     assert asked_s <= decision.after_s <= max(asked_s, longest)
     assert decision.after_s >= decision.backoff_s / 2
     assert FIRST_DELAY_S <= decision.backoff_s <= longest, "what was asked for once does not grow"
+
+
+@given(
+    st.sampled_from(EVERY_ERROR),
+    *(st.integers(1, 20), st.integers(1, 20), st.just(0.0) | st.floats(0, 1e6), st.none() | shares),
+)
+def test_any_error_comes_again_or_is_buried_as_it_advises(
+    error: Exception, attempts: int, attempts_max: int, backoff_s: float, share: float | None
+) -> None:
+    decision = decide(
+        error, attempts=attempts, attempts_max=attempts_max, backoff_s=backoff_s, random_share=share
+    )
+    advice = getattr(error, "advice", Advice.RETRY)
+    is_looked_at_anew = isinstance(error, SourceChanged | TargetChanged) and backoff_s == 0
+    counts = advice is Advice.RETRY and not is_looked_at_anew
+    is_over = advice is Advice.GIVE_UP or (counts and attempts >= attempts_max)
+    assert (decision == Bury()) == is_over
+    if isinstance(decision, Retry):
+        assert decision.counts == counts
+        assert 0 <= decision.after_s <= DELAY_MAX_S
+        assert (decision.after_s == 0) == is_looked_at_anew
 
 
 def test_chance_spreads_the_delays() -> None:
@@ -103,3 +140,12 @@ def test_what_changed_meanwhile_is_looked_at_anew_at_once_and_uncounted_but_only
     assert second.counts
     assert FIRST_DELAY_S / 2 <= second.after_s <= FIRST_DELAY_S
     assert decide(error, attempts=1, attempts_max=1, backoff_s=first.backoff_s) == Bury()
+
+
+@pytest.mark.parametrize(("share", "part"), [(0.0, 0.5), (0.5, 0.75), (1.0, 1.0)])
+def test_a_delay_lies_between_half_of_what_it_grew_to_and_all_of_it(share: float, part: float) -> None:
+    for backoff_s, grown_s in ((0.0, FIRST_DELAY_S), (50.0, 100.0)):
+        decision = decide(
+            store_error("StoreFailed"), attempts=1, attempts_max=9, backoff_s=backoff_s, random_share=share
+        )
+        assert decision == Retry(after_s=grown_s * part, backoff_s=grown_s, counts=True)

@@ -204,6 +204,55 @@ def test_an_object_goes_to_every_place_whose_rule_wants_it() -> None:
     assert [each.name for each in rules.matching(bucket="photos", key="a")] == ["one"]
 
 
+BUCKETS = st.text("ab.", max_size=4)
+TEMPLATES = st.builds(
+    Template,
+    name=st.sampled_from(["one", "two", "three"]),
+    sources=st.lists(st.text("ab*?.", min_size=1, max_size=3), min_size=1, max_size=2).map(tuple),
+    target=st.sampled_from(["filebase", "archive"]),
+    target_bucket=st.sampled_from(["t", "{bucket}", "{bucket}-copy"]),
+    prefix=st.sampled_from(["", "a", "a/", "ab", "{bucket}"]),
+    target_prefix=st.sampled_from([None, "", "b/", "x/{bucket}/", "{bucket}/{bucket}/"]),
+    suffix=st.sampled_from(["", "b", ".é"]),
+    include=GLOBS,
+    exclude=GLOBS,
+)
+
+
+def _goes_to(each: Template, bucket: str, key: str) -> tuple[str, str, str] | None:
+    """Target, bucket and key of the copy of an object, as documented; None: there is to be none."""
+    if not bucket or not any(_matches(source, bucket) for source in each.sources):
+        return None
+    middle = len(key) - len(each.prefix) - len(each.suffix)
+    if not key.startswith(each.prefix) or not key.endswith(each.suffix) or middle < 0:
+        return None
+    is_included = not each.include or any(_matches(glob, key) for glob in each.include)
+    if not is_included or any(_matches(glob, key) for glob in each.exclude):
+        return None
+    told = each.target_prefix or ""
+    stands = each.prefix if each.target_prefix is None else told.replace("{bucket}", bucket)
+    is_one = len(set(each.sources)) == 1 and not set("*?") & set(each.sources[0])
+    if not is_one and "{bucket}" not in told + each.target_bucket:
+        stands = f"{bucket}/{stands}"
+    copy = stands + key[len(each.prefix) :]
+    return (each.target, each.target_bucket.replace("{bucket}", bucket), copy) if copy else None
+
+
+@given(st.lists(TEMPLATES, max_size=3, unique_by=lambda each: each.name), BUCKETS, KEYS)
+@example([template("a", name="one", prefix="a/")], "a", "a/b")
+@example([template("a", name="one", prefix="ab", suffix="b", target_prefix="x")], "a", "ab")
+@example([template("a*", name="one", exclude=("*.b",)), template("?", name="two", suffix="b")], "a", "b")
+def test_an_object_reaches_the_places_its_rules_describe_and_no_others(
+    templates: list[Template], bucket: str, key: str
+) -> None:
+    reached = {
+        rule.name.partition(".")[0]: (rule.target, rule.target_bucket, rule.target_key(key))
+        for rule in in_force(*templates).matching(bucket=bucket, key=key)
+    }
+    expected = {each.name: place for each in templates if key and (place := _goes_to(each, bucket, key))}
+    assert reached == expected
+
+
 def test_a_rule_is_found_by_its_name_while_it_is_in_force() -> None:
     rules = in_force(
         template("photos", name="one"), template("a*", "b.c", name="two"), template("*", name="all")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import certifi
 import pytest
+import trustme
 
 from webhook import presets, settings
 from webhook.errors import SettingsError
@@ -213,12 +215,50 @@ def test_the_environment_wins_over_the_file(
 
 
 def test_the_certificates_are_the_usual_ones_or_those_that_ssl_cert_file_names(
-    environ: dict[str, str],
+    environ: dict[str, str], tmp_path: Path
 ) -> None:
     usual = settings.from_environ(environ)
     assert {usual.source.ca_file, the_target(usual).ca_file} == {certifi.where()}
-    named = settings.from_environ({**environ, "SSL_CERT_FILE": "/own.pem"})
-    assert {named.source.ca_file, the_target(named).ca_file} == {"/own.pem"}
+    own = str(authority(tmp_path, "own"))
+    named = settings.from_environ({**environ, "SSL_CERT_FILE": own})
+    assert {named.source.ca_file, the_target(named).ca_file} == {own}
+
+
+def authority(folder: Path, name: str) -> Path:
+    path = folder / f"{name}.pem"
+    trustme.CA().cert_pem.write_to_path(path)
+    return path
+
+
+def test_each_store_may_have_authorities_of_its_own(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text(
+        ARCHIVE + PHOTOS + 'target = "archive"\n[rules.b]\nsource = "b"\nbucket = "c"'
+    )
+    variables = [f"{name}_CA_BUNDLE" for name in ("MINIO", "FILEBASE", "TARGET_ARCHIVE")] + ["SSL_CERT_FILE"]
+    files = {name: str(authority(tmp_path, name)) for name in variables}
+    more = {"RULES_FILE": "rules.toml", "EVENTS_FROM": "nats://host:4222"}
+    more |= {f"TARGET_ARCHIVE_{name}_KEY": "key" for name in ("ACCESS", "SECRET")}
+    found = settings.from_environ(environ | files | more, tmp_path)
+    seen = found.source, found.targets["filebase"], found.targets["archive"], found.events
+    assert [each.ca_file for each in seen if each] == list(files.values())
+    del files["FILEBASE_CA_BUNDLE"]
+    found = settings.from_environ(environ | files | more, tmp_path)
+    assert found.targets["filebase"].ca_file == files["SSL_CERT_FILE"]
+
+
+@pytest.mark.parametrize("content", [None, "", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n"])
+@pytest.mark.parametrize("name", ["MINIO_CA_BUNDLE", "FILEBASE_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_a_file_of_authorities_that_cannot_be_read_is_named(
+    environ: dict[str, str], tmp_path: Path, name: str, content: str | None
+) -> None:
+    path = tmp_path / "authorities.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SettingsError) as raised:
+        settings.from_environ(environ | {name: str(path)})
+    assert raised.value.message.count("authorities.pem") == 1
+    assert f"{name} names" in raised.value.message
+    assert "cannot be read as certificates" in raised.value.message
 
 
 # ── the rules file ───────────────────────────────────────────────────────────────────────────────────
@@ -378,6 +418,79 @@ def test_a_rules_file_is_looked_for_beside_the_env_file(
     assert settings.load(tmp_path).rules.literal_buckets == ("photos",)
     monkeypatch.chdir(tmp_path)
     assert settings.load() == settings.load(tmp_path)
+
+
+# ── secrets in files ─────────────────────────────────────────────────────────────────────────────────
+
+SECRETS = {
+    "MINIO_ACCESS_KEY": "m-key-s3cr3t",
+    "MINIO_SECRET_KEY": "m-s3cr3t",
+    "FILEBASE_ACCESS_KEY": "f-key-s3cr3t",
+    "FILEBASE_SECRET_KEY": "f-s3cr3t",
+    "TARGET_ARCHIVE_ACCESS_KEY": "a-s3cr3t",
+    "TARGET_ARCHIVE_SECRET_KEY": "b-s3cr3t",
+    "WEBHOOK_AUTH_TOKEN": "hook-s3cr3t",
+    "API_TOKEN": "api-s3cr3t",
+    "DATABASE_URL": "postgresql://user:s3cr3t@db/ledger",
+    "EVENTS_FROM": "nats://me:s3cr3t@nats:4222",
+    "OTEL_EXPORTER_OTLP_HEADERS": "authorization=s3cr3t",
+}
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_every_secret_may_stand_in_a_file(with_file: WithFile, tmp_path: Path, end: str) -> None:
+    environ = with_file(ARCHIVE + PHOTOS + PHOTOS.replace("photos]", "two]") + 'target = "archive"\n')
+    environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
+    (tmp_path / "secrets").mkdir()
+    for name, value in SECRETS.items():
+        (tmp_path / "secrets" / name).write_bytes(f"{value}{end}".encode())
+    files = dict.fromkeys(SECRETS, "") | {f"{name}_FILE": f"secrets/{name}" for name in SECRETS}
+    found = settings.from_environ(environ | files, tmp_path)
+    assert found == settings.from_environ(environ | SECRETS, tmp_path)
+    assert found.targets["archive"].secret_key == "b-s3cr3t"
+    assert "s3cr3t" not in repr(found)
+
+
+def test_a_secret_that_is_set_twice_is_a_problem(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("another-s3cr3t")
+    said = {"MINIO_SECRET_KEY_FILE": "key", "API_TOKEN_FILE": "key", "API_TOKEN": "api-s3cr3t"}
+    assert problems(environ | said, tmp_path) == tuple(
+        f"{name} and {name}_FILE are both set: leave one of them empty"
+        for name in ("MINIO_SECRET_KEY", "API_TOKEN")
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"s3cr3t\xff", "is not UTF-8"),
+        (b"s3cr3t\nPORT=1\n", "must hold one line of text"),
+        (b"s3cr3t\0", "must hold one line of text"),
+        (b"s3cr3t" * 10_000, "is larger than 16384 bytes"),
+    ],
+)
+def test_a_secret_s_file_that_cannot_be_used_is_named_and_nothing_in_it(
+    environ: dict[str, str], tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_bytes(content)
+    del environ["MINIO_SECRET_KEY"]
+    found = problems(environ | {"MINIO_SECRET_KEY_FILE": str(path), "PORT": "x"})
+    assert found == (
+        f"MINIO_SECRET_KEY_FILE {str(path)!r} {said}",
+        "PORT must be a whole number, not 'x'",
+    )
+
+
+def test_a_secret_is_not_waited_for_at_a_pipe_or_folder(environ: dict[str, str], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        (problem,) = problems(environ | {"API_TOKEN_FILE": name}, tmp_path)
+        assert problem == f"API_TOKEN_FILE {str(tmp_path / name)!r} is no file"
 
 
 def test_the_example_has_no_problems(environ: dict[str, str]) -> None:

@@ -100,21 +100,24 @@ def sign_in() -> Response:
     if request.method == "GET":
         return page("sign_in.html", back=back)
     sessions().check_post(sessions().read(request), request)
+    if not sessions().is_token(request.form.get("token", "").strip()):
+        return _wrong_token(back)
+    response = _to(back)  # whatever was counted: others behind the same proxy must not shut it out
+    sessions().keep(sessions().begin(is_signed_in=True), request, response)
+    return response
+
+
+def _wrong_token(back: str) -> Response:
+    """The form once more; from an address that sent many, it is logged no more for a while."""
     peer, failures = request.remote_addr or "", sessions().failures
     if wait_s := math.ceil(failures.wait_s(peer)):
-        problem = f"Too many wrong tokens came from your address. Try again in {wait_s} s."
+        problem = "That is not the API_TOKEN of the service, and many wrong ones came from your address."
         response = page("sign_in.html", status=429, back=back, problem=problem)
         response.headers["Retry-After"] = str(wait_s)
         return response
-    if not sessions().is_token(request.form.get("token", "").strip()):
-        failures.count(peer)
-        log.warning("sign-in refused", peer=peer)
-        return page(
-            "sign_in.html", status=401, back=back, problem="That is not the API_TOKEN of the service."
-        )
-    response = _to(back)
-    sessions().keep(sessions().begin(is_signed_in=True), request, response)
-    return response
+    failures.count(peer)
+    log.warning("sign-in refused", peer=peer)
+    return page("sign_in.html", status=401, back=back, problem="That is not the API_TOKEN of the service.")
 
 
 @pages.post("/sign-out")

@@ -27,7 +27,8 @@ from webhook.errors import BadRequest
 SESSION_S = 12 * 3600
 """How long a session lasts, at most."""
 FAILURES_MAX, FAILURES_S, PEERS_MAX = 5, 60.0, 1000
-"""So many wrong tokens may come from one address in this time, and so many addresses are remembered."""
+"""So many wrong tokens from one address are logged one by one in this time; so many addresses are remembered.
+What makes guessing hopeless is the token's length."""
 TOKEN_FIELD = "token_of_form"  # noqa: S105 - a name
 
 
@@ -156,7 +157,7 @@ class Failures:
         self._times: OrderedDict[str, deque[float]] = OrderedDict()
 
     def wait_s(self, peer: str) -> float:
-        """How long the address has to wait before it may try again; 0.0: not at all."""
+        """How long it is too many that came from the address; 0.0: it is not."""
         with self._lock:
             times = self._times.get(peer, deque())
             if len(times) < FAILURES_MAX:

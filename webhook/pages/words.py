@@ -29,11 +29,21 @@ def seen(text: str | None, *, lines: bool = False) -> Markup:
 def _seen(char: str, *, lines: bool) -> Markup:
     if lines and char == "\n":
         return Markup("\n")
+    code = _code(char)
+    return Markup('<span class="code">{}</span>').format(code) if code else escape(char)
+
+
+def _code(char: str) -> str:
+    """Of what cannot be seen; "" of all else."""
     category = unicodedata.category(char)
     if category not in _SHOWN_AS_CODE and not (category == "Zs" and char != " "):
-        return escape(char)
-    code = _SHORT.get(char) or (f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}")
-    return Markup('<span class="code">{}</span>').format(code)
+        return ""
+    return _SHORT.get(char) or (f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}")
+
+
+def plain(text: str) -> str:
+    """As `seen`, for an attribute, which can have no mark-up."""
+    return "".join(_code(char) or char for char in text)
 
 
 def key(text: str) -> Markup:
@@ -102,5 +112,6 @@ def raw(text: str) -> Markup:
 
 
 FILTERS: Mapping[str, Callable[..., Any]] = {
-    function.__name__: function for function in (seen, key, moment, sentence, size, number, raw, duration)
+    function.__name__: function
+    for function in (seen, plain, key, moment, sentence, size, number, raw, duration)
 }
