@@ -231,6 +231,9 @@ def fleet(
 def notify(source: Gateway, events_url: str, queued_url: str = "", *, queue_dir: Path) -> None:
     """Two notification targets: one direct, and one (of `queued_url`, where that is another) that keeps what
     it could not deliver.
+
+    Told twice: once, of what the source accepted in the first moment after its start no event came. While it
+    starts it may put what it had read of the bucket before, nothing, in its place.
     """
     queue_dir.mkdir(exist_ok=True)
     environ = {"MINIO_NOTIFY_WEBHOOK_QUEUE_DIR_QUEUE": str(queue_dir)}
@@ -240,14 +243,12 @@ def notify(source: Gateway, events_url: str, queued_url: str = "", *, queue_dir:
         environ[f"MINIO_NOTIFY_WEBHOOK_AUTH_TOKEN_{name}"] = WEBHOOK_AUTH_TOKEN
     source.restart(environ=environ)
     tell(source, *ARNS)
+    time.sleep(STARTING_S)
+    tell(source, *ARNS)
 
 
 def tell(source: Gateway, *arns: str) -> None:
-    """Has the bucket's changes told to these notification targets from now on, and to no others.
-
-    Twice: of what was accepted in the first moment after a start no event came, once in thousands of starts.
-    A server that still starts may put what it had read of the bucket before, nothing, in its place.
-    """
+    """Has the bucket's changes told to these notification targets from now on, and to no others."""
     config = NotificationConfig(
         queue_config_list=[
             QueueConfig(queue=arn, events=["s3:ObjectCreated:*", "s3:ObjectRemoved:*"], config_id=arn)
@@ -262,8 +263,6 @@ def tell(source: Gateway, *arns: str) -> None:
             return False
         return True
 
-    until(accepted, bound_s=20, what="the notification targets are live")
-    time.sleep(STARTING_S)
     until(accepted, bound_s=20, what="the notification targets are live")
 
 

@@ -9,10 +9,10 @@ from random import Random
 import pytest
 import sqlalchemy as sa
 from flask.testing import FlaskClient
-from hypothesis import HealthCheck, Phase, given
-from hypothesis import settings as bounds
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.bounded import bounded
 from tests.fuzz.fuzz_events import CORPUS, RULES, bodies, check, mutated, records_of
 from tests.unit.conftest import MakeClient
 from webhook.events import Unusable, asked, parse
@@ -152,14 +152,7 @@ def test_the_whole_corpus_is_taken_and_put_on_record(client: FlaskClient) -> Non
 def test_whatever_is_broken_in_a_notification_it_is_put_on_record_or_refused(client: FlaskClient) -> None:
     corpus, books, statuses = bodies(), Books(client), set()
 
-    @bounds(
-        max_examples=EXAMPLES,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @bounded(EXAMPLES)
     @given(st.sampled_from(corpus), st.integers(0, 2**32))
     def send(body: bytes, seed: int) -> None:
         broken = mutated(body, Random(seed))

@@ -14,12 +14,12 @@ import pytest
 import schemathesis
 from flask import Flask
 from flask.testing import FlaskClient
-from hypothesis import HealthCheck, Phase, given
-from hypothesis import settings as bounds
+from hypothesis import given
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks as agreeing
 from werkzeug.test import TestResponse
 
+from tests.bounded import bounded
 from tests.unit.conftest import MakeClient
 from tests.unit.test_app import API, EVENTS, HOOK, TOKENS
 from tests.unit.test_operating import bury, claimed, hold_back, ledger_of
@@ -221,18 +221,6 @@ def test_a_body_that_is_too_large_is_answered_as_described(client: FlaskClient) 
             assert_described_whole(answer, method, path)
 
 
-def bounded() -> Any:
-    """A bounded number of examples, the same in each run, whatever the machine's speed."""
-    return bounds(
-        max_examples=EXAMPLES,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-
-
 @pytest.mark.parametrize(("method", "path", "mode"), SENT)
 def test_whatever_is_sent_the_answer_is_as_described(
     client: FlaskClient, method: str, path: str, mode: GenerationMode
@@ -240,7 +228,7 @@ def test_whatever_is_sent_the_answer_is_as_described(
     operation = schemathesis.openapi.from_wsgi("/openapi.json", client.application)[path][method.upper()]
     statuses = set()
 
-    @bounded()
+    @bounded(EXAMPLES)
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
         case.headers = HOOK if path == EVENTS else API
